@@ -1,0 +1,157 @@
+"""One cell while it runs: gathers what agents send, feeds the watch, and becomes a CellResult."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from time import perf_counter_ns
+from typing import Any, Protocol
+
+from hpcnb.cluster.result import CellResult, RankError, RawSpans, RichOutput
+from hpcnb.core import messages as m
+from hpcnb.core import watch
+from hpcnb.core.grouping import Grouper, Item
+from hpcnb.core.ranks import RankSet
+
+__all__ = ["Bar", "CellRun", "CellView"]
+
+
+class CellView(Protocol):
+    """Shows a cell while it runs; called on the thread that waits for the cell."""
+
+    def update(self, run: CellRun) -> None:
+        """Something has changed, or 50 ms have passed."""
+
+
+@dataclass
+class Bar:
+    """One ``hpc.progress`` of the ranks: ``{rank: (position, elapsed_s)}``."""
+
+    description: str
+    total: int
+    positions: dict[int, tuple[int, float]] = field(default_factory=dict)
+    finished: bool = False
+
+
+class CellRun:
+    """A cell that has been submitted.
+
+    Args:
+        cell: Number of the cell.
+        label: What tracebacks call it.
+        ranks: Ranks it runs on.
+        world_size: Ranks of the cluster.
+    """
+
+    def __init__(self, cell: int, label: str, ranks: RankSet, world_size: int) -> None:
+        self.result = CellResult(cell, label, ranks, world_size)
+        self.watch = watch.Watch(ranks)
+        self.bars: dict[tuple[int, str, int], Bar] = {}
+        self.submitted_ns = 0
+        self.changed = False
+        self.signalled = False
+        self._grouper = Grouper(ranks)
+        self._numbers: dict[str, int] = {}
+        self._display_ids: dict[str, int] = {}
+        self._spoken: dict[int, list[str]] = {rank: [] for rank in ranks}
+
+    def items(self) -> list[Item]:
+        """The merged output so far."""
+        return self._grouper.layout()
+
+    def feed(self, message: m.Message) -> list[watch.Action]:
+        """Take one message of an agent; returns what the watch wants done."""
+        if isinstance(message, m.Output) and message.cell == self.result.cell:
+            for ranks, entries in message.entries:
+                for kind, text in entries:
+                    self._say(ranks, kind, text)
+        elif isinstance(message, m.Display) and message.cell == self.result.cell:
+            self._show(message)
+        elif isinstance(message, m.Progress) and message.cell == self.result.cell:
+            bar = self.bars.setdefault(
+                (message.bar, message.description, message.total), Bar(message.description, message.total)
+            )
+            bar.positions.update({rank: (position, elapsed) for rank, (position, elapsed) in message.positions.items()})
+            bar.finished = message.finished
+            self.changed = True
+        elif isinstance(message, m.RankExited):
+            if message.rank in self.watch.running:
+                self.result.exits[message.rank] = message.status
+                self.result.exit_lines[message.rank] = message.last_lines
+            return self.tell(watch.Exited(message.rank))
+        elif isinstance(message, m.CellDone) and message.cell == self.result.cell:
+            return self._done(message)
+        return []
+
+    def tell(self, event: watch.Event) -> list[watch.Action]:
+        """Feed the watch."""
+        self.watch, actions = watch.advance(self.watch, event)
+        self.result.interrupted = self.watch.interrupted and not self.watch.timed_out
+        return actions
+
+    def _say(self, ranks: RankSet, kind: str, text: str) -> None:
+        self._grouper.add(ranks, kind, text)
+        for rank in ranks:
+            self._spoken[rank].append(f"... {text} ...\n" if kind == "cut" else text)
+        self.changed = True
+
+    def _show(self, message: m.Display) -> None:
+        self.changed = True
+        bundle = message.bundle
+        kind = "value" if message.metadata.pop("hpcnb_value", False) else "display"
+        if message.display_id and message.update:
+            number = self._display_ids.get(f"{message.ranks} {message.display_id}")
+            if number is not None:
+                ranks = self.result.displays[number].ranks
+                self.result.displays[number] = RichOutput(ranks, bundle, message.metadata)
+                return
+        # equal pictures of several ranks are one item: the grouper compares their numbers; pictures that a rank
+        # may still update have numbers of their own
+        key = repr((kind, sorted(bundle.items()), message.display_id and str(message.ranks)))
+        number = self._numbers.setdefault(key, len(self.result.displays))
+        if number == len(self.result.displays):
+            self.result.displays.append(RichOutput(message.ranks, bundle, message.metadata))
+        else:
+            earlier = self.result.displays[number]
+            self.result.displays[number] = RichOutput(earlier.ranks | message.ranks, bundle, message.metadata)
+        if message.display_id:
+            self._display_ids[f"{message.ranks} {message.display_id}"] = number
+        self._grouper.add(message.ranks, kind, str(number))
+
+    def _done(self, message: m.CellDone) -> list[watch.Action]:
+        result = self.result
+        times: dict[int, tuple[int, int]] = {}
+        actions: list[watch.Action] = []
+        for reply in sorted((m.CellReply(*fields) for fields in message.replies), key=lambda reply: reply.rank):
+            times[reply.rank] = (reply.start_ns, reply.end_ns)
+            self._reply(reply)
+            actions += self.tell(watch.Replied(reply.rank))
+        done_ns = perf_counter_ns()
+        result.spans = RawSpans(self.submitted_ns, done_ns, times, message.spans, message.strings, message.spans_lost)
+        return actions
+
+    def _reply(self, reply: m.CellReply) -> None:
+        result, rank = self.result, reply.rank
+        if reply.has_value:
+            result.values[rank] = reply.value
+            if not reply.value_shown:
+                self._grouper.add(RankSet([rank]), "value", f"repr {reply.value}")
+        if reply.value_pickle:
+            result.pickles[rank] = reply.value_pickle
+        if reply.value_problem:
+            result.problems[rank] = reply.value_problem
+        if reply.error is not None:
+            result.errors[rank] = RankError(**reply.error)
+        for notice in reply.notices:
+            result.notices[notice] = result.notices.get(notice, RankSet()) | RankSet([rank])
+
+    def finish(self, *, flood_file: Any = None) -> CellResult:  # noqa: ANN401 - a function rank -> path
+        """The result; call when the watch has ended the cell."""
+        self._grouper.finish()
+        self.result.items = self._grouper.layout()
+        self.result.outputs = {rank: "".join(texts) for rank, texts in self._spoken.items() if texts}
+        self.result.busy = self.watch.running
+        if flood_file is not None:
+            for item in self.result.items:
+                if item.kind == "cut":
+                    self.result.floods.update({rank: str(flood_file(rank)) for rank in item.ranks})
+        return self.result

@@ -1,0 +1,590 @@
+"""Cluster: start ranks, run cells on them, stop them. Notebook side; every magic is a thin line over this."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import os
+import platform
+import queue
+import shutil
+import signal
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import zmq
+
+from hpcnb.cluster import machine
+from hpcnb.cluster.cell_run import CellRun, CellView
+from hpcnb.cluster.launchers import local
+from hpcnb.cluster.link import Link
+from hpcnb.cluster.result import CellResult
+from hpcnb.core import lifecycle, watch
+from hpcnb.core import messages as m
+from hpcnb.core.errors import ClusterStateError, LaunchError, LinkError, TransferError, VersionMismatch
+from hpcnb.core.launch import AgentSpec, RunFolder
+from hpcnb.core.mesh import MeshSpec
+from hpcnb.core.ranks import RankSet
+from hpcnb.core.selection import SelectionContext, select
+from hpcnb.core.version import __version__
+
+if TYPE_CHECKING:
+    import ipyparallel as ipp
+
+    from hpcnb.timing.timeline import Timeline
+
+__all__ = ["Cluster"]
+
+#: Launchers by the word a person types; each file of ``launchers/`` is one.
+LAUNCHERS = ("local",)
+#: Lines and characters of a flood that the notebook shows, over all ranks.
+_LINE_BUDGET, _BYTE_BUDGET = 2400, 200_000
+#: Interrupted ranks get so long to answer before the prompt comes back.
+_GRACE_S = 2.0
+#: Cells whose spans are kept for ``timeline()``.
+_KEPT_CELLS = 200
+_STOP_S = 6.0
+
+
+class Cluster:
+    """Ranks on this machine or others, and the notebook's hold on them. Also a context manager.
+
+    Args:
+        num_ranks: World size; by default one rank per GPU, else one per core up to 4.
+        launcher: Who starts the node agents; ``local`` is this machine.
+        mesh: Axis names and sizes, ``dp=2,tp=2``; by default one axis ``dp`` over all ranks.
+        name: What the cluster is called.
+        idle_timeout_s: The cluster ends itself this long after the last notebook has gone; 0 ends it at once.
+        threads_per_rank: OpenMP and torch threads of a rank; by default cores divided by ranks, at least 1.
+        environment: Extra environment variables of the ranks.
+        python: Interpreter of the ranks; by default the notebook's.
+        start_timeout_s: A start that takes longer fails.
+        record: Whether the recorder is on from the start.
+
+    Raises:
+        MeshError: The mesh does not fit the number of ranks.
+        ValueError: A number out of range, or an unknown launcher.
+        UnsupportedPlatform: Ranks cannot run on this operating system.
+    """
+
+    def __init__(
+        self,
+        num_ranks: int | None = None,
+        *,
+        launcher: str = "local",
+        mesh: str | None = None,
+        name: str = "default",
+        idle_timeout_s: float = 8 * 3600.0,
+        threads_per_rank: int | None = None,
+        environment: dict[str, str] | None = None,
+        python: str | None = None,
+        start_timeout_s: float = 60.0,
+        record: bool = True,
+    ) -> None:
+        machine.check_platform()
+        if launcher not in LAUNCHERS:
+            msg = f"no launcher {launcher!r}; there are {', '.join(LAUNCHERS)}"
+            raise ValueError(msg)
+        if num_ranks is None:
+            num_ranks = MeshSpec.parse(mesh).num_ranks if mesh is not None else machine.default_num_ranks()
+        if not isinstance(num_ranks, int) or num_ranks < 1:
+            msg = f"a cluster has at least 1 rank, not {num_ranks!r}; for example hpcnb.Cluster(4)"
+            raise ValueError(msg)
+        self.mesh = MeshSpec.for_world(num_ranks, mesh)
+        self.name = name
+        self.launcher = launcher
+        self.last_result: CellResult | None = None
+        self._idle_timeout_s = idle_timeout_s
+        self._threads_per_rank = threads_per_rank or machine.threads_per_rank(num_ranks)
+        self._environment = dict(environment or {})
+        self._python = python
+        self._start_timeout_s = start_timeout_s
+        self._record = record
+        self._state = lifecycle.Lifecycle(num_ranks)
+        self._folder: RunFolder | None = None
+        self._agent: local.AgentProcess | None = None
+        self._link: Link | None = None
+        self._inbox: queue.SimpleQueue[m.Message | watch.Event] = queue.SimpleQueue()
+        self._answers: dict[int, queue.SimpleQueue[Any]] = {}
+        self._numbers = itertools.count(1)
+        self._lock = threading.RLock()
+        self._run_lock = threading.Lock()
+        self._ready: dict[int, m.RankReady] = {}
+        self._exited: dict[int, m.RankExited] = {}
+        self._busy = RankSet()
+        self._generation = 0
+        self._history: deque[CellResult] = deque(maxlen=_KEPT_CELLS)
+        self._client: ipp.Client | None = None
+        self.start_stages: list[str] = []
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.mesh.num_ranks
+
+    @property
+    def running(self) -> bool:
+        """Whether the cluster has been started and not stopped."""
+        return self._link is not None and self._state.phase == "running"
+
+    def start(self, on_stage: Callable[[str], None] | None = None) -> Cluster:
+        """Start the ranks; returns when all run cells and the process group is up.
+
+        Args:
+            on_stage: Called with words whenever a stage of the start is done.
+
+        Raises:
+            ClusterStateError: It has been started already.
+            LaunchError: A stage failed; the text has the last lines of the log.
+            VersionMismatch: Ranks run another version of hpcnb or Python.
+        """
+        if self._link is not None:
+            msg = f"cluster {self.name!r} is running with {self.world_size} ranks already; stop it first: %hpc stop"
+            raise ClusterStateError(msg)
+        self._reset()
+        began_s = time.perf_counter()
+        self._folder = RunFolder.create(self.name)
+        try:
+            spec = self._spec(self._folder)
+            spec.save(self._folder.spec)
+            self._agent = local.launch(spec, self._folder, python=self._python)
+            self._link = Link(spec, self._on_message)
+            self._link.send(m.Hello(m.PROTOCOL, __version__, spec.python_version, owner=True))
+            self._await_ready(began_s + self._start_timeout_s, on_stage)
+        except BaseException:
+            self.stop()
+            raise
+        atexit.register(_stop_at_exit, weakref.ref(self), os.getpid())
+        return self
+
+    def _reset(self) -> None:
+        self._state = lifecycle.Lifecycle(self.world_size)
+        self._ready.clear()
+        self._exited.clear()
+        self._busy = RankSet()
+        self._generation = 0
+        self._inbox = queue.SimpleQueue()
+        self.start_stages = []
+
+    def _spec(self, folder: RunFolder) -> AgentSpec:
+        server_public, server_secret = zmq.curve_keypair()
+        client_public, client_secret = zmq.curve_keypair()
+        return AgentSpec(
+            cluster_name=self.name,
+            world_size=self.world_size,
+            first_rank=0,
+            num_ranks=self.world_size,
+            mesh=str(self.mesh),
+            threads_per_rank=self._threads_per_rank,
+            idle_timeout_s=self._idle_timeout_s,
+            hpcnb_version=__version__,
+            python_version=".".join(platform.python_version_tuple()[:2]),
+            link_address=f"ipc://{folder.link_socket}",
+            server_public=server_public.decode(),
+            server_secret=server_secret.decode(),
+            client_public=client_public.decode(),
+            client_secret=client_secret.decode(),
+            environment=self._environment,
+            record=self._record,
+        )
+
+    def _await_ready(self, deadline_s: float, on_stage: Callable[[str], None] | None) -> None:
+        assert self._agent is not None
+        began_s = time.perf_counter()
+        while True:
+            try:
+                events = _lifecycle_events(self._inbox.get(timeout=0.1))
+            except queue.Empty:
+                events = []
+                if (status := self._agent.ended()) is not None:
+                    lines = self._agent.log_lines()
+                    events = [lifecycle.AgentEnded(f"the node agent ended with status {status}", lines)]
+                elif time.perf_counter() > deadline_s:
+                    events = [lifecycle.Deadline(self._start_timeout_s)]
+            for event in events:
+                self._state, actions = lifecycle.advance(self._state, event)
+                for action in actions:
+                    if isinstance(action, lifecycle.Tell):
+                        self.start_stages.append(action.words)
+                        if on_stage is not None:
+                            on_stage(action.words)
+                    elif isinstance(action, lifecycle.Ready):
+                        self.start_stages.append(f"{self.world_size} ranks ready {time.perf_counter() - began_s:.1f} s")
+                        return
+                    else:
+                        self._raise_failure(action)
+
+    def _raise_failure(self, failure: lifecycle.Fail) -> None:
+        if failure.version_mismatch:
+            msg = f"{failure.reason}; install the same version in both, or choose the ranks' interpreter: python=..."
+            raise VersionMismatch(msg)
+        msg = f"cluster {self.name!r} with {self.world_size} ranks did not start: {failure.reason}"
+        raise LaunchError(msg)
+
+    def stop(self) -> None:
+        """End ranks, agent and controller, and remove what they left. Does nothing if not started."""
+        with self._lock:
+            link, agent, folder = self._link, self._agent, self._folder
+            self._link = self._agent = self._folder = None
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+        try:
+            if link is not None and agent is not None and agent.ended() is None:
+                link.send(m.Shutdown("stopped from the notebook"))
+                if not agent.wait(_STOP_S):
+                    agent.kill()
+            elif agent is not None and agent.ended() is None:
+                agent.kill()
+        finally:
+            if link is not None:
+                link.close()
+            if folder is not None:  # the agent has removed it unless it was killed
+                shutil.rmtree(folder.path, ignore_errors=True)
+                with contextlib.suppress(OSError):  # other clusters may be running
+                    folder.path.parent.rmdir()
+
+    def __enter__(self) -> Cluster:
+        return self if self._link is not None else self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        state = "running" if self.running else "not started" if self._state.phase == "starting" else "stopped"
+        return f"<Cluster {self.name!r}: {self.world_size} ranks, mesh {self.mesh}, {self.launcher}, {state}>"
+
+    # --- messages (link thread) -----------------------------------------------------------------------------
+
+    def _on_message(self, message: m.Message) -> None:
+        if isinstance(message, m.Answer):
+            if (waiting := self._answers.pop(message.request, None)) is not None:
+                waiting.put(message.value)
+            return
+        if isinstance(message, m.RankReady):
+            self._ready[message.rank] = message
+        elif isinstance(message, m.RankExited) and not message.expected:
+            self._exited[message.rank] = message
+        elif isinstance(message, m.CellDone):
+            self._busy = RankSet()
+        self._inbox.put(message)
+
+    def _require_link(self) -> Link:
+        if self._link is None or self._state.phase != "running":
+            msg = f"cluster {self.name!r} is not running; start it: %hpc start {self.world_size}, or cluster.start()"
+            raise ClusterStateError(msg)
+        if self._agent is not None and (status := self._agent.ended()) is not None:
+            msg = (
+                f"the node agent of cluster {self.name!r} ended with status {status}, and its ranks with it; "
+                "type %hpc stop, then %hpc start"
+            )
+            raise LinkError(msg)
+        return self._link
+
+    # --- cells ----------------------------------------------------------------------------------------------
+
+    def run(self, source: str, on: str = "all", timeout_s: float | None = None) -> CellResult:
+        """Run source on ranks and wait for them.
+
+        Args:
+            source: A cell, as IPython takes it: top-level await, ``!`` and ``%`` work.
+            on: Rank selection, see :mod:`hpcnb.core.selection`.
+            timeout_s: Interrupt the cell when it runs longer.
+
+        Returns:
+            What happened, rank by rank; errors of ranks are in it and are not raised.
+
+        Raises:
+            ClusterStateError: Not running, a selected rank is dead, or an earlier cell still runs.
+            SelectionError: ``on`` names no ranks of this cluster.
+            KeyboardInterrupt: Ctrl-C was pressed; the ranks have been interrupted and ``last_result`` tells.
+        """
+        result = self.execute(source, on=on, timeout_s=timeout_s)
+        if result.interrupted and self._signalled:
+            raise KeyboardInterrupt
+        return result
+
+    def execute(
+        self,
+        source: str,
+        *,
+        on: str = "all",
+        timeout_s: float | None = None,
+        view: CellView | None = None,
+        label: str | None = None,
+        first_line: int = 1,
+        want_pickles: bool = False,
+    ) -> CellResult:
+        """Like :meth:`run`, for views: shows the cell while it runs, and returns also after Ctrl-C.
+
+        Args:
+            source: The cell.
+            on: Rank selection.
+            timeout_s: Interrupt the cell when it runs longer.
+            view: Told whenever there is something new.
+            label: What tracebacks call the cell.
+            first_line: Number of the first line of source in what the person typed.
+            want_pickles: Bring the objects of the last expression too, see ``CellResult.objects``.
+        """
+        def message(cell: int, ranks: RankSet) -> m.Message:
+            lines, size = max(40, _LINE_BUDGET // len(ranks)), max(4000, _BYTE_BUDGET // len(ranks))
+            return m.RunCell(cell, ranks, source, label or f"cell {cell}", first_line, want_pickles, lines, size)
+
+        return self._submit(message, on=on, timeout_s=timeout_s, view=view, label=label)
+
+    def call(self, function: Callable[..., Any], *args: Any, on: str = "all", **kwargs: Any) -> dict[int, Any]:  # noqa: ANN401
+        """Call a function on ranks: ``{rank: value}``.
+
+        Args:
+            function: Importable by name on the ranks, else sent by cloudpickle.
+            args: Positional arguments of the function.
+            on: Rank selection.
+            kwargs: Keyword arguments of the function.
+
+        Raises:
+            TransferError: Function, arguments or values cannot be pickled.
+            CellFailed: A rank raised.
+        """
+        import cloudpickle
+
+        try:
+            payload = cloudpickle.dumps((function, args, kwargs), protocol=5)
+        except Exception as error:
+            msg = f"cannot send {getattr(function, '__name__', function)!r} and its arguments to the ranks: {error}"
+            raise TransferError(msg) from error
+        result = self._submit(
+            lambda cell, ranks: m.CallFunction(cell, ranks, payload, 1000, 100_000),
+            on=on, timeout_s=None, view=None, label=f"call of {getattr(function, '__name__', 'a function')}",
+        )  # fmt: skip
+        if result.interrupted and self._signalled:
+            raise KeyboardInterrupt
+        result.raise_for_errors()
+        values = result.objects()
+        return {rank: values[rank] for rank in result.ranks}
+
+    def _submit(
+        self,
+        make: Callable[[int, RankSet], m.Message],
+        *,
+        on: str,
+        timeout_s: float | None,
+        view: CellView | None,
+        label: str | None,
+    ) -> CellResult:
+        link = self._require_link()
+        if timeout_s is not None and timeout_s <= 0:
+            msg = f"timeout {timeout_s:g} s: a timeout is more than 0 seconds"
+            raise ValueError(msg)
+        ranks = select(on, self.selection_context(slowest="slowest" in on))
+        if not self._run_lock.acquire(blocking=False):
+            msg = "another cell is running on this cluster; wait for it, or type %hpc interrupt"
+            raise ClusterStateError(msg)
+        try:
+            self._check_ranks(ranks)
+            cell = next(self._numbers)
+            run = CellRun(cell, label or f"cell {cell}", ranks, self.world_size)
+            self._inbox = queue.SimpleQueue()
+            message = make(cell, ranks)
+            with self._on_sigint(run):
+                run.submitted_ns = time.perf_counter_ns()
+                link.send(message)
+                self._await_cell(run, link, timeout_s, view)
+            self._signalled = run.signalled
+            folder = self._folder
+            result = run.finish(flood_file=None if folder is None else lambda rank: folder.flood(cell, rank))
+            if run.watch.timed_out:
+                result.timeout_s = timeout_s
+            if result.busy:
+                self._busy = result.busy
+                result.busy_states = {row["rank"]: row["state"] for row in self.status() if row["rank"] in result.busy}
+        finally:
+            self._run_lock.release()
+        self.last_result = result
+        self._history.append(result)
+        return result
+
+    _signalled = False
+
+    def _check_ranks(self, ranks: RankSet) -> None:
+        dead = RankSet(self._exited) & ranks
+        if dead:
+            status = self._exited[dead.first()].status
+            how = f"signal {-status}" if status < 0 else f"status {status}"
+            msg = (
+                f"{dead.words()} of {self.world_size} {'has' if len(dead) == 1 else 'have'} ended ({how}); run on the "
+                f"others with  --on ~({dead})  or start again with  %hpc stop  and  %hpc start {self.world_size}"
+            )
+            raise ClusterStateError(msg)
+        if self._busy & ranks:
+            msg = (
+                f"{(self._busy & ranks).words()} still run{'s' if len(self._busy & ranks) == 1 else ''} an earlier cell; "
+                "type %hpc interrupt to stop it, %hpc status to see it, or choose other ranks with --on"
+            )
+            raise ClusterStateError(msg)
+
+    def _await_cell(self, run: CellRun, link: Link, timeout_s: float | None, view: CellView | None) -> None:
+        deadline_s = None if timeout_s is None else time.perf_counter() + timeout_s
+        grace_until_s: float | None = None
+        while not run.watch.ended:
+            actions: list[watch.Action] = []
+            try:
+                message = self._inbox.get(timeout=0.05)
+            except queue.Empty:
+                now_s = time.perf_counter()
+                if deadline_s is not None and now_s > deadline_s:
+                    deadline_s = None
+                    actions = run.tell(watch.TimedOut())
+                elif grace_until_s is not None and now_s > grace_until_s:
+                    actions = run.tell(watch.GraceOver())
+                elif self._agent is not None and self._agent.ended() is not None:
+                    self._require_link()
+            else:
+                actions = run.feed(message) if isinstance(message, m.Message) else run.tell(message)
+            for action in actions:
+                if isinstance(action, watch.InterruptRanks):
+                    link.send(m.Interrupt(action.ranks))
+                elif isinstance(action, watch.StartGrace):
+                    grace_until_s = time.perf_counter() + _GRACE_S
+            if view is not None:
+                view.update(run)
+
+    @contextlib.contextmanager
+    def _on_sigint(self, run: CellRun) -> Iterator[None]:
+        """Ctrl-C becomes an event: no KeyboardInterrupt in the middle of a message or of the view."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def interrupted(_number: int, _frame: FrameType | None) -> None:
+            run.signalled = True
+            self._inbox.put(watch.InterruptAsked())
+
+        before = signal.signal(signal.SIGINT, interrupted)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def interrupt(self) -> None:
+        """Interrupt the running cell on all its ranks; from any thread. Names on the ranks are kept."""
+        link = self._require_link()
+        if self._run_lock.locked():
+            self._inbox.put(watch.InterruptAsked())
+        else:
+            link.send(m.Interrupt(RankSet.all(self.world_size)))
+
+    def recover(self) -> int:
+        """Build the process groups of all ranks again, under a new generation; returns its number.
+
+        Objects that hold a group (meshes, wrappers) go on working. All ranks must be idle.
+
+        Raises:
+            ClusterStateError: A rank is dead or busy.
+            CellFailed: Building failed on a rank.
+        """
+        generation = self._generation + 1
+        result = self._submit(
+            lambda cell, ranks: m.Rebuild(cell, ranks, generation), on="all", timeout_s=60.0, view=None, label="recover"
+        )
+        result.raise_for_errors()
+        self._generation = generation
+        return generation
+
+    def recording(self, *, enabled: bool) -> None:
+        """Switch the recorder of all ranks on or off; off, cells have a breakdown without communication."""
+        self._submit(
+            lambda cell, ranks: m.Recording(cell, ranks, enabled), on="all", timeout_s=60.0, view=None, label="recording"
+        ).raise_for_errors()
+        self._history.pop()
+
+    # --- questions ------------------------------------------------------------------------------------------
+
+    def selection_context(self, *, slowest: bool = False) -> SelectionContext:
+        """What names in a rank selection refer to now."""
+        failed = RankSet(self._exited)
+        waited_for = RankSet()
+        if self.last_result is not None:
+            failed |= RankSet(self.last_result.errors)
+            if slowest and self.last_result.cell_timeline is not None:
+                from hpcnb.timing.stragglers import slowest as slowest_of
+
+                waited_for = slowest_of(self.last_result.cell_timeline)
+        hosts = tuple(self._ready[rank].host if rank in self._ready else "" for rank in range(self.world_size))
+        return SelectionContext(self.mesh, hosts, failed, waited_for)
+
+    def status(self) -> list[dict[str, Any]]:
+        """One row per rank: rank, host, pid, device, state (with the collective it is in), memory_mb (PSS)."""
+        rows: list[dict[str, Any]] = self._ask("status")
+        return rows
+
+    def logs(self, rank: int | None = None) -> str:
+        """What a rank wrote outside of cells; without a rank, the log of the agent."""
+        if rank is not None and not 0 <= rank < self.world_size:
+            msg = f"no rank {rank}; the cluster has ranks 0-{self.world_size - 1}"
+            raise ValueError(msg)
+        return str(self._ask("logs", -1 if rank is None else rank))
+
+    def _ask(self, question: str, argument: int = 0) -> Any:  # noqa: ANN401 - depends on the question
+        link = self._require_link()
+        request = next(self._numbers)
+        waiting = self._answers[request] = queue.SimpleQueue()
+        link.send(m.Ask(request, question, argument))
+        try:
+            return waiting.get(timeout=10.0)
+        except queue.Empty:
+            self._answers.pop(request, None)
+            msg = "the node agent did not answer within 10 s; type %hpc stop to end the cluster"
+            raise LinkError(msg) from None
+
+    def timeline(self) -> Timeline:
+        """Spans of the cells so far, the last 200 at most."""
+        from hpcnb.timing.timeline import Timeline
+
+        return Timeline(tuple(cell for result in self._history if (cell := result.cell_timeline) is not None))
+
+    @property
+    def client(self) -> ipp.Client:
+        """An ipyparallel client of the same engines: views, ``%%px`` and ``become_dask`` see the same names."""
+        self._require_link()
+        if self._client is None:
+            import ipyparallel
+
+            assert self._folder is not None
+            self._client = ipyparallel.Client(
+                str(self._folder.connection_file("client")), profile_dir=str(self._folder.profile)
+            )
+            self._client.wait_for_engines(self.world_size, timeout=30)
+        return self._client
+
+
+def _lifecycle_events(message: m.Message | watch.Event) -> list[lifecycle.Event]:
+    if isinstance(message, m.Welcome):
+        return [lifecycle.Linked()]
+    if isinstance(message, m.Refused):
+        return [lifecycle.Refusal(message.reason)]
+    if isinstance(message, m.Stage):
+        return [lifecycle.StageEnded(message.name, (message.end_ns - message.start_ns) / 1e6)]
+    if isinstance(message, m.RankReady):
+        return [lifecycle.RankIsReady(message.rank)]
+    if isinstance(message, m.RankExited):
+        return [lifecycle.RankEnded(message.rank, message.status, tuple(message.last_lines))]
+    if isinstance(message, m.StartFailed):
+        return [lifecycle.StartFailure(message.reason, tuple(message.log_lines))]
+    if isinstance(message, m.Farewell):
+        return [lifecycle.AgentEnded(f"the cluster ended itself: {message.reason}")]
+    return []
+
+
+def _stop_at_exit(cluster: weakref.ref[Cluster], pid: int) -> None:
+    if os.getpid() == pid and (alive := cluster()) is not None:
+        alive.stop()

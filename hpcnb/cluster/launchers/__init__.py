@@ -1,0 +1,1 @@
+"""One file per launcher: each starts node agents through ipyparallel's launcher interface."""

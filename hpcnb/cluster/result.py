@@ -1,0 +1,237 @@
+"""What a cell came to, rank by rank: a value that the notebook shows and programs read."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hpcnb.core.errors import CellFailed, CellInterrupted, CellTimeout, TransferError
+from hpcnb.core.grouping import Item
+from hpcnb.core.ranks import RankSet
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from hpcnb.timing.timeline import CellTimeline, Timeline
+
+__all__ = ["CellResult", "RankError", "RawSpans", "RichOutput"]
+
+
+@dataclass(frozen=True)
+class RankError:
+    """An exception of one rank.
+
+    Attributes:
+        ename: Class name.
+        evalue: Message.
+        cell: Label of the cell whose code raised; "" if none did.
+        line: Line in that cell; 0 if unknown.
+        code: That line's text.
+        traceback: Text, without frames of hpcnb and IPython.
+        key: Equal for errors that a person would call the same.
+    """
+
+    ename: str
+    evalue: str
+    cell: str
+    line: int
+    code: str
+    traceback: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.ename}: {self.evalue}" if self.evalue else self.ename
+
+
+@dataclass(frozen=True)
+class RichOutput:
+    """A MIME bundle that some ranks displayed."""
+
+    ranks: RankSet
+    bundle: dict[str, Any]
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RawSpans:
+    """Span records of a cell as they came from the ranks, read only when somebody asks."""
+
+    submitted_ns: int
+    done_ns: int
+    times: dict[int, tuple[int, int]]
+    records: dict[int, bytes]
+    strings: dict[int, list[str]]
+    lost: dict[int, int]
+
+
+@dataclass
+class CellResult:
+    """How a cell ended on every rank it ran on.
+
+    Attributes:
+        cell: Number of the cell in this cluster.
+        label: What tracebacks call it.
+        ranks: Ranks it ran on.
+        values: ``{rank: repr of the last expression}``; ranks without a value are missing.
+        outputs: ``{rank: what it printed}``, stdout and stderr in order, floods cut.
+        errors: ``{rank: RankError}``.
+        items: The merged output, grouped by the exact set of ranks.
+        displays: Rich outputs; items of kind ``display`` and ``value`` refer to them by index.
+        exits: ``{rank: status}`` of ranks that ended during the cell; a negative status is a signal.
+        busy: Ranks that had not answered when the prompt came back.
+        interrupted: Whether the cell was interrupted.
+        timeout_s: The timeout that ended the cell; None if none did.
+        notices: ``{words: ranks}`` that the person should read.
+        floods: ``{rank: file with its whole output}`` where the output was cut.
+    """
+
+    cell: int
+    label: str
+    ranks: RankSet
+    world_size: int
+    values: dict[int, str] = field(default_factory=dict)
+    outputs: dict[int, str] = field(default_factory=dict)
+    errors: dict[int, RankError] = field(default_factory=dict)
+    items: list[Item] = field(default_factory=list)
+    displays: list[RichOutput] = field(default_factory=list)
+    exits: dict[int, int] = field(default_factory=dict)
+    exit_lines: dict[int, list[str]] = field(default_factory=dict)
+    busy: RankSet = field(default_factory=RankSet)
+    busy_states: dict[int, str] = field(default_factory=dict)
+    interrupted: bool = False
+    timeout_s: float | None = None
+    notices: dict[str, RankSet] = field(default_factory=dict)
+    floods: dict[int, str] = field(default_factory=dict)
+    spans: RawSpans | None = None
+    pickles: dict[int, bytes] = field(default_factory=dict, repr=False)
+    problems: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every rank finished without an error."""
+        return not (self.errors or self.exits or self.busy)
+
+    def objects(self) -> dict[int, Any]:
+        """``{rank: value of the last expression}``, as objects; only where they were asked for.
+
+        Raises:
+            TransferError: A rank's value cannot be pickled, or not be read here.
+        """
+        if self.problems:
+            grouped: dict[str, list[int]] = {}
+            for rank, problem in self.problems.items():
+                grouped.setdefault(problem, []).append(rank)
+            words = "; ".join(f"{RankSet(ranks).words()}: {problem}" for problem, ranks in grouped.items())
+            msg = (
+                f"the value of the last expression stays on the ranks: {words}. "
+                "End the cell with something that pickles, for example numbers, tensors or a dict of them"
+            )
+            raise TransferError(msg)
+        objects: dict[int, Any] = {}
+        for rank, packed in self.pickles.items():
+            try:
+                objects[rank] = pickle.loads(packed)  # noqa: S301 - from our own rank, over the authenticated link
+            except Exception as error:
+                msg = f"the value of rank {rank} cannot be read in the notebook: {type(error).__name__}: {error}"
+                raise TransferError(msg) from error
+        return objects
+
+    @functools.cached_property
+    def cell_timeline(self) -> CellTimeline | None:
+        """Spans of this cell; None if no rank answered."""
+        if self.spans is None or not self.spans.times:
+            return None
+        from hpcnb.timing.timeline import CellTimeline, RankCell
+
+        return CellTimeline(
+            self.cell,
+            self.label,
+            self.spans.submitted_ns,
+            self.spans.done_ns,
+            tuple(
+                RankCell.from_bytes(
+                    rank, *times, self.spans.records.get(rank, b""), tuple(self.spans.strings.get(rank, [""])),
+                    self.spans.lost.get(rank, 0),
+                )
+                for rank, times in sorted(self.spans.times.items())
+            ),
+        )  # fmt: skip
+
+    @property
+    def timeline(self) -> Timeline:
+        """Spans of this cell as a timeline."""
+        from hpcnb.timing.timeline import Timeline
+
+        return Timeline(() if self.cell_timeline is None else (self.cell_timeline,))
+
+    @property
+    def breakdown(self) -> pd.DataFrame:
+        """Where the time went: rank, step, category, duration_ms, overlapped_ms."""
+        return self.timeline.breakdown()
+
+    def raise_for_errors(self) -> None:
+        """Raise what went wrong, if anything did.
+
+        Raises:
+            CellFailed: Ranks raised or died; the text has one traceback per distinct error.
+            CellInterrupted: The cell was interrupted.
+            CellTimeout: The cell ran longer than its timeout.
+        """
+        if self.ok and not self.interrupted and self.timeout_s is None:
+            return
+        kind = CellTimeout if self.timeout_s is not None else CellInterrupted if self.interrupted else CellFailed
+        raise kind(self.failure_text())
+
+    def failure_text(self) -> str:
+        """What went wrong, in words: one paragraph per distinct failure, with its ranks."""
+        parts: list[str] = []
+        if self.timeout_s is not None:
+            parts.append(f"the cell ran longer than its timeout of {self.timeout_s:g} s and was interrupted")
+        groups: dict[str, list[int]] = {}
+        for rank, error in self.errors.items():
+            groups.setdefault(error.key, []).append(rank)
+        for ranks in sorted(groups.values()):
+            parts.append(self._error_text(RankSet(ranks), self.errors[ranks[0]]))
+        for rank, status in sorted(self.exits.items()):
+            parts.append(self._exit_text(rank, status))
+        if self.busy:
+            states = [f"    rank {rank}: {state}" for rank, state in sorted(self.busy_states.items())]
+            parts.append(
+                "\n".join(
+                    [
+                        f"{self.busy.words()} did not answer the interrupt and still run{'s' if len(self.busy) == 1 else ''}"
+                        f" {self.label}",
+                        *states,
+                        "type  %hpc interrupt  to try again, or  %hpc stop  to end the cluster",
+                    ]
+                )
+            )
+        if self.interrupted and not parts:
+            parts.append(f"{self.label} was interrupted")
+        return "\n\n".join(parts)
+
+    def _error_text(self, ranks: RankSet, error: RankError) -> str:
+        head = f"{ranks.words()} of {self.world_size} raised  {error}"
+        lines = [head]
+        if error.line:
+            where = "line" if error.cell == self.label else f"{error.cell}, line"
+            lines.append(f"      {where} {error.line}:  {error.code}")
+        if error.traceback and error.ename != "KeyboardInterrupt":
+            lines += ["", error.traceback]
+        return "\n".join(lines)
+
+    def _exit_text(self, rank: int, status: int) -> str:
+        import signal
+
+        if status < 0:
+            try:
+                how = f"was ended by {signal.Signals(-status).name}"
+            except ValueError:
+                how = f"was ended by signal {-status}"
+        else:
+            how = f"ended its process with status {status}"
+        lines = [f"rank {rank} of {self.world_size} {how}; its names are lost"]
+        lines += [f"      {line}" for line in self.exit_lines.get(rank, [])]
+        return "\n".join(lines)

@@ -1,0 +1,103 @@
+"""The exception tree. Both sides; no imports of ours.
+
+::
+
+    HpcnbError
+    +-- MagicError             a magic line that cannot be read (unknown verb, option, value)
+    +-- SelectionError         --on does not name ranks of this cluster
+    +-- MeshError              axes and sizes that cannot be, or do not fit the number of ranks
+    +-- ClusterStateError      asked of a cluster in the wrong state (not started, started twice, busy)
+    +-- LaunchError            a cluster could not be started
+    |   +-- VersionMismatch    notebook and rank run different versions
+    |   +-- UnsupportedPlatform
+    +-- LinkError              the connection to a node agent failed
+    +-- CellFailed             a parallel cell raised on some ranks
+    |   +-- CellTimeout        ... or ran longer than asked
+    |   +-- CellInterrupted    ... or was interrupted
+    +-- TransferError          a value that cannot travel between notebook and ranks
+    +-- TimelineError          spans that cannot be read or drawn
+
+In IPython each renders as its message only: the frames would be ours, and the message says what to type.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CellFailed",
+    "CellInterrupted",
+    "CellTimeout",
+    "ClusterStateError",
+    "HpcnbError",
+    "LaunchError",
+    "LinkError",
+    "MagicError",
+    "MeshError",
+    "SelectionError",
+    "TimelineError",
+    "TransferError",
+    "UnsupportedPlatform",
+    "VersionMismatch",
+]
+
+
+class HpcnbError(Exception):
+    """Base of every error that hpcnb raises on purpose."""
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython asks for this; a UsageError subclass would print all frames (IPython #14024)
+        return [f"{type(self).__name__}: {self}"]
+
+
+class MagicError(HpcnbError):
+    """A magic line that cannot be read."""
+
+
+class SelectionError(HpcnbError, ValueError):
+    """A rank selection that cannot be read or names ranks that are not there."""
+
+
+class MeshError(HpcnbError, ValueError):
+    """A mesh that cannot be, or does not fit the number of ranks."""
+
+
+class ClusterStateError(HpcnbError, RuntimeError):
+    """An operation that the cluster's present state does not allow."""
+
+
+class LaunchError(HpcnbError, RuntimeError):
+    """A cluster that could not be started; says which stage failed and the last lines of its log."""
+
+
+class VersionMismatch(LaunchError):
+    """Notebook and rank run different versions of hpcnb or Python."""
+
+
+class UnsupportedPlatform(LaunchError):
+    """This operating system lacks something that ranks need."""
+
+
+class LinkError(HpcnbError, ConnectionError):
+    """The connection to a node agent failed or was refused."""
+
+
+class CellFailed(HpcnbError):  # noqa: N818 - reads as what happened, as in the text a person sees
+    """A parallel cell raised on at least one rank; the text holds one traceback per distinct error."""
+
+    def _render_traceback_(self) -> list[str]:
+        return str(self).splitlines()
+
+
+class CellTimeout(CellFailed):
+    """A parallel cell ran longer than ``timeout_s``."""
+
+
+class CellInterrupted(CellFailed):
+    """A parallel cell was stopped by an interrupt."""
+
+
+class TransferError(HpcnbError, TypeError):
+    """A value that cannot be pickled, or that cannot be read where it arrived."""
+
+
+class TimelineError(HpcnbError, ValueError):
+    """Spans that cannot be read, or that lack what a table needs."""

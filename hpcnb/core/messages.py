@@ -1,0 +1,383 @@
+"""What crosses a border: notebook - agent (the link) and agent - rank (local sockets). One codec, both sides.
+
+A message is a frozen dataclass, sent as msgpack ``[type name, field values]``: a name and values, never a
+function object. Pickles travel as ``bytes`` fields and are opened only by the code that asked for them, after
+the peer has proved the cluster's key. Unknown types and wrong field counts are refused as MessageError.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar
+
+import msgpack
+
+from hpcnb.core.ranks import RankSet
+
+PROTOCOL = 1
+#: No single message is larger; what is larger is refused before it is read into memory.
+MAX_MESSAGE_BYTES = 1 << 30
+
+
+class MessageError(ValueError):
+    """Bytes that are no message of this protocol."""
+
+
+_TYPES: dict[str, type[Message]] = {}
+_M = TypeVar("_M", bound="type[Message]")
+
+
+class Message:
+    """Base of all messages; subclasses are frozen dataclasses of msgpack values and RankSet."""
+
+    _names: ClassVar[tuple[str, ...]] = ()
+
+
+def _message(cls: _M) -> _M:
+    cls = dataclass(frozen=True, slots=True)(cls)
+    cls._names = tuple(field.name for field in fields(cls))  # type: ignore[arg-type]
+    _TYPES[cls.__name__] = cls
+    return cls
+
+
+def _default(value: object) -> object:
+    if isinstance(value, RankSet):
+        return msgpack.ExtType(1, value.to_bytes())
+    msg = f"{type(value).__name__} cannot be sent in a message"
+    raise TypeError(msg)
+
+
+def _extension(code: int, packed: bytes) -> object:
+    if code == 1:
+        return RankSet.of_bytes(packed)
+    msg = f"unknown extension {code}"
+    raise MessageError(msg)
+
+
+def encode(message: Message) -> bytes:
+    """The message as bytes."""
+    cls = type(message)
+    packed: bytes = msgpack.packb(
+        [cls.__name__, *[getattr(message, name) for name in cls._names]], default=_default, use_bin_type=True
+    )
+    return packed
+
+
+def decode(packed: bytes | memoryview) -> Message:
+    """Inverse of :func:`encode`.
+
+    Raises:
+        MessageError: Not msgpack, no known type, or another number of fields.
+    """
+    try:
+        decoded = msgpack.unpackb(packed, ext_hook=_extension, raw=False, strict_map_key=False)
+        name, *values = decoded
+        return _TYPES[name](*values)
+    except MessageError:
+        raise
+    except Exception as error:
+        msg = f"not a message of protocol {PROTOCOL}: {type(error).__name__}: {error}"
+        raise MessageError(msg) from error
+
+
+# --- notebook <-> agent -------------------------------------------------------------------------------------
+
+
+@_message
+class Hello(Message):
+    """First message of a notebook; the agent answers Welcome or Refused."""
+
+    protocol: int
+    hpcnb_version: str
+    python_version: str
+    owner: bool  # the cluster ends some time after its last owner has gone
+
+
+@_message
+class Welcome(Message):
+    """The agent's answer: what it is."""
+
+    protocol: int
+    hpcnb_version: str
+    python_version: str
+    host: str
+    agent_pid: int
+    first_rank: int
+    num_ranks: int
+
+
+@_message
+class Refused(Message):
+    """The agent's answer to a notebook it will not serve."""
+
+    reason: str
+
+
+@_message
+class Stage(Message):
+    """A stage of the start is done: its name, and when it began and ended (node's clock)."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+
+
+@_message
+class StartFailed(Message):
+    """The agent could not start its ranks."""
+
+    reason: str
+    log_lines: list[str]
+
+
+@_message
+class RankReady(Message):
+    """A rank has its process group and runs cells."""
+
+    rank: int
+    pid: int
+    host: str
+    device: str
+    versions: dict[str, str]  # python, torch, hpcnb, as the rank sees them
+
+
+@_message
+class RankExited(Message):
+    """A rank's process ended. ``status`` as in ``Popen.returncode``: negative is the signal."""
+
+    rank: int
+    pid: int
+    status: int
+    last_lines: list[str]
+    expected: bool
+
+
+@_message
+class RunCell(Message):
+    """Run source on these ranks; every rank answers CellReply, each agent one CellDone."""
+
+    cell: int
+    ranks: RankSet
+    source: str
+    label: str  # what tracebacks call it, "cell 3"
+    first_line: int  # number of the first line of source in what the person typed
+    want_pickles: bool
+    line_budget: int  # lines of output a rank may send before the flood is cut
+    byte_budget: int
+
+
+@_message
+class CallFunction(Message):
+    """Call a pickled (function, args, kwargs) on these ranks; answered like a cell, value pickled."""
+
+    cell: int
+    ranks: RankSet
+    payload: bytes
+    line_budget: int
+    byte_budget: int
+
+
+@_message
+class Interrupt(Message):
+    """SIGINT to these ranks, where a cell runs."""
+
+    ranks: RankSet
+
+
+@_message
+class Rebuild(Message):
+    """Destroy and build again the process groups of all ranks, under a new generation."""
+
+    cell: int
+    ranks: RankSet
+    generation: int
+
+
+@_message
+class Recording(Message):
+    """Switch the recorder of these ranks on or off."""
+
+    cell: int
+    ranks: RankSet
+    enabled: bool
+
+
+@_message
+class Ask(Message):
+    """A question that the agent answers itself (Answer), also while ranks are busy."""
+
+    request: int
+    question: str  # "status" or "logs"
+    argument: int  # logs: the rank, or -1 for the agent
+
+
+@_message
+class Answer(Message):
+    """The agent's answer to an Ask."""
+
+    request: int
+    value: Any
+
+
+@_message
+class Shutdown(Message):
+    """End all ranks and the agent."""
+
+    reason: str
+
+
+@_message
+class Farewell(Message):
+    """The agent has ended its ranks and is about to end itself."""
+
+    reason: str
+
+
+@_message
+class Output(Message):
+    """New output, already grouped: entries (ranks, [(kind, text), ...]).
+
+    Kinds: ``stdout`` and ``stderr`` (chunks of a stream, not lines), ``cut`` (a notice of the flood gate).
+    """
+
+    cell: int
+    entries: list[Any]
+
+
+@_message
+class Display(Message):
+    """Rich output of some ranks: a MIME bundle as in Jupyter's display_data."""
+
+    cell: int
+    ranks: RankSet
+    bundle: dict[str, Any]
+    metadata: dict[str, Any]
+    display_id: str
+    update: bool
+
+
+@_message
+class Progress(Message):
+    """Where one ``hpc.progress`` of some ranks is: {rank: (position, elapsed_s)} for one bar."""
+
+    cell: int
+    bar: int
+    description: str
+    total: int  # -1 if unknown
+    positions: dict[int, Any]
+    finished: bool
+
+
+@_message
+class CellDone(Message):
+    """All ranks of one agent have answered: the last message of a cell from that agent."""
+
+    cell: int
+    replies: list[Any]  # CellReply fields, see CellReply
+    spans: dict[int, bytes]  # records of each rank, SPAN each
+    strings: dict[int, list[str]]
+    spans_lost: dict[int, int]
+
+
+# --- agent <-> rank -----------------------------------------------------------------------------------------
+
+
+@_message
+class RankHello(Message):
+    """First message of a rank on a local socket; descriptors travel beside it."""
+
+    rank: int
+    pid: int
+    channel: str  # "cells": descriptors stdout pipe, stderr pipe, ring; "control": none
+
+
+@_message
+class Text(Message):
+    """A chunk of a rank's Python-level stream."""
+
+    cell: int
+    stream: str
+    text: str
+    after_pipes: bool  # C code had written something that was still unread in a pipe
+
+
+@_message
+class RankDisplay(Message):
+    """A rank's rich output."""
+
+    cell: int
+    bundle: dict[str, Any]
+    metadata: dict[str, Any]
+    display_id: str
+    update: bool
+
+
+@_message
+class RankProgress(Message):
+    """A rank's position in one ``hpc.progress``."""
+
+    cell: int
+    bar: int
+    description: str
+    total: int
+    position: int
+    elapsed_s: float
+    finished: bool
+
+
+@_message
+class CellReply(Message):
+    """How a cell ended on one rank."""
+
+    cell: int
+    rank: int
+    ok: bool
+    start_ns: int
+    end_ns: int
+    value: str  # repr of the last expression
+    has_value: bool
+    value_shown: bool  # it was sent as a rich display as well
+    value_pickle: bytes  # empty unless asked for
+    value_problem: str  # why the value cannot be pickled
+    error: dict[str, Any] | None  # see hpcnb.engine.failure
+    notices: list[str]  # words for the person, for example a rebound `rank`
+
+
+_LENGTH = struct.Struct("<I")
+
+
+def frame(message: Message) -> bytes:
+    """The message with its length before it, for a stream socket."""
+    packed = encode(message)
+    return _LENGTH.pack(len(packed)) + packed
+
+
+class FrameReader:
+    """Cuts a byte stream back into messages: feed what arrived, take what is complete."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, received: bytes) -> list[Message]:
+        """Messages completed by ``received``.
+
+        Raises:
+            MessageError: A frame is longer than MAX_MESSAGE_BYTES or no message.
+        """
+        buffer = self._buffer
+        buffer += received
+        messages: list[Message] = []
+        at = 0
+        while len(buffer) - at >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(buffer, at)
+            if length > MAX_MESSAGE_BYTES:
+                msg = f"frame of {length} bytes; at most {MAX_MESSAGE_BYTES} are taken"
+                raise MessageError(msg)
+            if len(buffer) - at - _LENGTH.size < length:
+                break
+            at += _LENGTH.size
+            messages.append(decode(bytes(buffer[at : at + length])))
+            at += length
+        del buffer[:at]
+        return messages

@@ -1,0 +1,264 @@
+"""The span record, its categories, and the ring in shared memory that it lives in. Both sides; pure bytes.
+
+A rank is the only writer of its ring and the node agent the only reader. The memory is an anonymous file
+(``memfd``), so that no name is left behind however a process ends. Layout::
+
+    0      header   magic, version, number of slots, number of records written (u64)
+    64     state    what the rank's main thread is doing now; see STATE
+    512    strings  count (u32), used bytes (u32), then u16 length + UTF-8 each; names are written once
+    HEADER_BYTES    slots of SPAN.size bytes; record k is in slot k mod the number of slots
+
+All times are nanoseconds of the node's monotonic clock (``time.perf_counter_ns`` on Linux, one clock for all
+processes of a node).
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import threading
+from enum import IntEnum
+from typing import NamedTuple
+
+__all__ = [
+    "CATEGORY_NAMES",
+    "HEADER_BYTES",
+    "SPAN",
+    "SPAN_FIELDS",
+    "Category",
+    "Flag",
+    "Kind",
+    "RankState",
+    "RingReader",
+    "RingWriter",
+    "SpanRecord",
+    "ring_bytes",
+]
+
+
+class Kind(IntEnum):
+    """What a record describes."""
+
+    CELL = 0  #: one cell on one rank, from its first to its last line
+    COLLECTIVE = 1
+    POINT_TO_POINT = 2
+    USER = 3  #: ``hpc.span(name)``
+    DATA = 4  #: waiting for the next element in ``hpc.progress``
+    STEP = 5  #: one turn of the outermost ``hpc.progress``
+
+
+class Category(IntEnum):
+    """Where a rank's wall time goes; the categories of one rank add up to it."""
+
+    COMPUTATION = 0
+    FORWARD = 1
+    BACKWARD = 2
+    OPTIMIZER = 3
+    DATA = 4
+    COMMUNICATION_WAIT = 5
+    COMMUNICATION_TRANSFER = 6
+    IDLE = 7
+    DISPATCH = 8
+    OTHER = 9
+
+
+#: Names of the categories as tables show them.
+CATEGORY_NAMES = tuple(category.name.lower() for category in Category)
+
+
+class Flag(IntEnum):
+    """Bits of a record's ``flags``."""
+
+    ASYNC = 1  #: issued with async_op=True, or by C++ that waits later
+    FUTURE = 2  #: waited for through its future (DDP)
+    FAILED = 4  #: raised
+    OTHER_THREAD = 8  #: not on the main thread: never exposed
+
+
+#: Field names and ``struct`` codes, in order. ``timing`` builds its numpy dtype from this.
+SPAN_FIELDS = (
+    ("kind", "B"),
+    ("category", "B"),  # of the record's exclusive time, for USER and DATA
+    ("operation", "B"),  # reserved: 0
+    ("flags", "B"),
+    ("group", "H"),  # string: name of the process group; 0 where there is none
+    ("name", "H"),  # string: all_reduce, or the user's name of the span
+    ("cell", "I"),
+    ("line", "I"),  # the user's line, 0 if unknown
+    ("step", "i"),  # turn of the outermost hpc.progress, -1 outside
+    ("peer", "i"),  # global rank of the other side (point-to-point) or root; -1 where there is none
+    ("sequence", "I"),  # number of this operation in its group, per kind and (point-to-point) peer and direction
+    ("source", "I"),  # string: the cell or file of ``line``
+    ("num_bytes", "Q"),
+    ("start_ns", "q"),  # issue, for communication
+    ("end_ns", "q"),  # completion
+    ("wait_start_ns", "q"),  # main thread blocked from here ...
+    ("wait_end_ns", "q"),  # ... to here: exposed communication; equal where there is none
+    ("child_ns", "q"),  # time inside this span that nested records already account for
+)
+SPAN = struct.Struct("<" + "".join(code for _, code in SPAN_FIELDS))
+
+
+class SpanRecord(NamedTuple):
+    """One record; field meanings beside SPAN_FIELDS."""
+
+    kind: int
+    category: int
+    operation: int
+    flags: int
+    group: int
+    name: int
+    cell: int
+    line: int
+    step: int
+    peer: int
+    sequence: int
+    source: int
+    num_bytes: int
+    start_ns: int
+    end_ns: int
+    wait_start_ns: int
+    wait_end_ns: int
+    child_ns: int
+
+
+_MAGIC = b"hpcnbR1\0"
+_HEADER = struct.Struct("<8sIIQ")
+_WRITTEN = struct.Struct("<Q")
+_WRITTEN_AT = 16
+_STATE_AT = 64
+#: in a collective (1) or not (0), string of its name, string of its group, sequence, line, source, bytes, since_ns
+_STATE = struct.Struct("<BxHHHIIIQq")
+_STRINGS_AT = 512
+_STRINGS_BYTES = 65536 - _STRINGS_AT
+_STRINGS = struct.Struct("<II")
+HEADER_BYTES = 65536
+
+
+def ring_bytes(num_slots: int) -> int:
+    """Size of the shared memory for ``num_slots`` records."""
+    return HEADER_BYTES + num_slots * SPAN.size
+
+
+class RankState(NamedTuple):
+    """What a rank's main thread is doing: also readable when the rank hangs or is dead."""
+
+    in_communication: bool
+    name: str
+    group: str
+    sequence: int
+    line: int
+    source: str
+    num_bytes: int
+    since_ns: int
+
+
+class RingWriter:
+    """The rank's end. Thread-safe: the main thread and gloo's callback thread both write.
+
+    Args:
+        memory: Shared mapping of ``ring_bytes(num_slots)`` zero bytes.
+        num_slots: How many records fit; older ones are overwritten.
+    """
+
+    def __init__(self, memory: mmap.mmap, num_slots: int) -> None:
+        self._memory = memory
+        self._num_slots = num_slots
+        self._written = 0
+        self._lock = threading.Lock()
+        self._strings: dict[str, int] = {}
+        self._strings_used = 0
+        _HEADER.pack_into(memory, 0, _MAGIC, 1, num_slots, 0)
+        self.intern("")
+
+    def intern(self, text: str) -> int:
+        """Number of ``text`` in the string table; 0 (the empty string) once the table is full."""
+        number = self._strings.get(text)
+        if number is not None:
+            return number
+        with self._lock:
+            encoded = text.encode("utf-8", "replace")[:500]
+            end = self._strings_used + 2 + len(encoded)
+            if end > _STRINGS_BYTES - _STRINGS.size or len(self._strings) >= 0xFFFF:
+                return 0
+            at = _STRINGS_AT + _STRINGS.size + self._strings_used
+            self._memory[at : at + 2 + len(encoded)] = struct.pack("<H", len(encoded)) + encoded
+            number = self._strings.setdefault(text, len(self._strings))
+            self._strings_used = end
+            _STRINGS.pack_into(self._memory, _STRINGS_AT, len(self._strings), self._strings_used)
+        return number
+
+    def write(self, *record: int) -> None:
+        """Append one record, fields in the order of SPAN_FIELDS."""
+        with self._lock:
+            SPAN.pack_into(self._memory, HEADER_BYTES + self._written % self._num_slots * SPAN.size, *record)
+            self._written += 1
+            # the reader looks at this count first, so it never sees half a record (stores are ordered on x86;
+            # on other processors the interpreter's own locks order them)
+            _WRITTEN.pack_into(self._memory, _WRITTEN_AT, self._written)
+
+    def enter_communication(
+        self, name: int, group: int, sequence: int, line: int, source: int, num_bytes: int, since_ns: int
+    ) -> None:
+        """Say that the main thread is now inside this operation."""
+        _STATE.pack_into(self._memory, _STATE_AT, 1, name, group, 0, sequence, line, source, num_bytes, since_ns)
+
+    def leave_communication(self) -> None:
+        """Say that the main thread is out of it."""
+        self._memory[_STATE_AT] = 0
+
+
+class RingReader:
+    """The agent's end: reads what was written since the last call.
+
+    Args:
+        memory: The same mapping, read-only.
+
+    Raises:
+        ValueError: The memory does not hold a ring.
+    """
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        magic, version, self._num_slots, _ = _HEADER.unpack_from(memory, 0)
+        if magic != _MAGIC or version != 1 or len(memory) < ring_bytes(self._num_slots):
+            msg = f"not a span ring: magic {magic!r}, version {version}, {len(memory)} bytes"
+            raise ValueError(msg)
+        self._memory = memory
+        self._read = 0
+        self._strings: list[str] = []
+        self._strings_at = 0
+
+    def drain(self) -> tuple[bytes, int]:
+        """New records, concatenated, oldest first; and how many were overwritten before they could be read."""
+        (written,) = _WRITTEN.unpack_from(self._memory, _WRITTEN_AT)
+        if written == self._read:
+            return b"", 0
+        # a margin: the writer may be overwriting the oldest slots while we copy
+        lost = max(0, written - self._read - self._num_slots + (64 if written > self._num_slots else 0))
+        first, last = (self._read + lost) % self._num_slots, written % self._num_slots
+        self._read = written
+        start, end = HEADER_BYTES + first * SPAN.size, HEADER_BYTES + last * SPAN.size
+        if first < last:
+            return self._memory[start:end], lost
+        limit = HEADER_BYTES + self._num_slots * SPAN.size
+        return self._memory[start:limit] + self._memory[HEADER_BYTES:end], lost
+
+    def strings(self) -> list[str]:
+        """The string table so far; entry 0 is the empty string."""
+        count, _ = _STRINGS.unpack_from(self._memory, _STRINGS_AT)
+        while len(self._strings) < count:
+            at = _STRINGS_AT + _STRINGS.size + self._strings_at
+            (length,) = struct.unpack_from("<H", self._memory, at)
+            self._strings.append(self._memory[at + 2 : at + 2 + length].decode("utf-8", "replace"))
+            self._strings_at += 2 + length
+        return self._strings
+
+    def state(self) -> RankState:
+        """What the rank's main thread is doing now."""
+        inside, name, group, _, sequence, line, source, num_bytes, since_ns = _STATE.unpack_from(
+            self._memory, _STATE_AT
+        )
+        strings = self.strings()
+        return RankState(
+            bool(inside), strings[name], strings[group], sequence, line, strings[source], num_bytes, since_ns
+        )

@@ -1,0 +1,1 @@
+"""In each rank: cells, streams, the process group, the recorder and the `hpc` object."""

@@ -1,0 +1,345 @@
+"""Runs what the agent sends on the engine's main thread, in the engine's IPython shell, one after the other.
+
+While a cell runs, the shell's displays and streams lead to the link; otherwise they are ipyparallel's own, so
+that %%px and views see what they always saw.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import sys
+import types
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+from IPython.core.displayhook import DisplayHook
+from IPython.core.displaypub import DisplayPublisher
+from traitlets import Any as AnyTrait
+
+from hpcnb.core.messages import (
+    CallFunction,
+    CellReply,
+    FrameReader,
+    Message,
+    RankDisplay,
+    Rebuild,
+    Recording,
+    RunCell,
+)
+from hpcnb.engine import failure, process_group
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
+
+    from hpcnb.engine.interrupts import Interrupts
+    from hpcnb.engine.link import RankLink
+    from hpcnb.engine.recorder import Recorder
+    from hpcnb.engine.streams import LinkStream
+
+__all__ = ["CellRunner"]
+
+_EXIT = "sys.exit() or exit() ended the cell on this rank; the rank goes on. To end all ranks type %hpc stop"
+
+
+class _LastValue(DisplayHook):
+    """Catches the value of the last expression instead of printing it."""
+
+    bundle: Any = AnyTrait(None, allow_none=True)
+    value: Any = AnyTrait(None, allow_none=True)
+    muted: Any = AnyTrait(False)
+
+    def quiet(self) -> bool:
+        return bool(self.muted)
+
+    def start_displayhook(self) -> None:
+        pass
+
+    def write_output_prompt(self) -> None:
+        pass
+
+    def write_format_data(self, format_dict: dict[str, Any], md_dict: dict[str, Any] | None = None) -> None:
+        self.bundle = (format_dict, md_dict or {})
+
+    def update_user_ns(self, result: object) -> None:
+        self.value = result
+        super().update_user_ns(result)
+
+    def fill_exec_result(self, result: object) -> None:
+        pass
+
+    def finish_displayhook(self) -> None:
+        pass
+
+
+class _LinkDisplay(DisplayPublisher):
+    """Sends rich output to the notebook."""
+
+    send: Any = AnyTrait()
+
+    def publish(  # type: ignore[override]
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any] | None = None,
+        source: object = None,
+        *,
+        transient: dict[str, Any] | None = None,
+        update: bool = False,
+        **_: object,
+    ) -> None:
+        self.send(data, metadata or {}, (transient or {}).get("display_id", ""), update)
+
+    def clear_output(self, wait: bool = False) -> None:  # noqa: FBT001, FBT002 - IPython's signature
+        pass
+
+
+class CellRunner:
+    """Takes messages from the cells socket and runs them in order.
+
+    Args:
+        rank: Global rank.
+        shell: The engine's shell.
+        link: To the agent.
+        streams: The link's stdout and stderr.
+        recorder: Of this rank.
+        interrupts: Of this rank.
+        names: What every cell finds in its namespace: rank, world_size, local_rank, device, mesh, hpc.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        shell: InteractiveShell,
+        link: RankLink,
+        streams: tuple[LinkStream, LinkStream],
+        recorder: Recorder,
+        interrupts: Interrupts,
+        names: dict[str, Any],
+    ) -> None:
+        self._rank = rank
+        self._shell = shell
+        self._link = link
+        self._streams = streams
+        self._recorder = recorder
+        self._interrupts = interrupts
+        self._names = names
+        self._rebound: set[str] = set()
+        self._reader = FrameReader()
+        self._queue: deque[Message] = deque()
+        self._busy = False
+        self._hook = _LastValue(shell=shell)
+        self._display = _LinkDisplay(send=self._send_display)
+        self._file = ""
+        compiler = shell.compile
+        original = compiler.get_code_name
+        # XCachingCompiler names cells by a hash and the process id: different on every rank
+        compiler.get_code_name = types.MethodType(  # type: ignore[method-assign]
+            lambda _, raw, transformed, number: self._file or original(raw, transformed, number), compiler
+        )
+        shell.user_ns.update(names)
+
+    def on_readable(self) -> None:
+        """The cells socket has something; called by the event loop."""
+        received = self._link.cells.recv(1 << 16)
+        if not received:
+            asyncio.get_running_loop().remove_reader(self._link.cells)
+            return  # the link thread sees the same and ends the rank
+        self._queue.extend(self._reader.feed(received))
+        self._next()
+
+    def _next(self) -> None:
+        while self._queue and not self._busy:
+            message = self._queue.popleft()
+            if isinstance(message, RunCell):
+                source = "\n" * (message.first_line - 1) + message.source
+                transformed = self._transform(source)
+                if transformed is not None and self._shell.should_run_async(
+                    source, transformed_cell=transformed, preprocessing_exc_tuple=None
+                ):
+                    self._busy = True
+                    asyncio.ensure_future(self._run_awaiting(message, source)).add_done_callback(self._awaited)
+                else:
+                    self._run(message.cell, lambda message=message, source=source: self._source(message, source))  # type: ignore[misc]
+            elif isinstance(message, CallFunction):
+                self._run(message.cell, lambda message=message: self._call(message))  # type: ignore[misc]
+            elif isinstance(message, Rebuild):
+                self._run(message.cell, lambda message=message: self._rebuild(message))  # type: ignore[misc]
+            elif isinstance(message, Recording):
+                self._recorder.enabled = message.enabled
+                self._run(message.cell, lambda: _Outcome())
+
+    def _awaited(self, task: asyncio.Future[None]) -> None:
+        self._busy = False
+        task.result()
+        self._next()
+
+    def _transform(self, source: str) -> str | None:
+        try:
+            return self._shell.transform_cell(source)
+        except Exception:  # noqa: BLE001 - run_cell meets the same error and reports it
+            return None
+
+    # --- one cell -------------------------------------------------------------------------------------------
+
+    def _run(self, cell: int, body: Callable[[], _Outcome]) -> None:
+        start_ns = self._enter(cell)
+        self._interrupts.begin()
+        try:
+            outcome = body()
+        except BaseException as error:  # noqa: BLE001 - becomes the reply; the engine lives on
+            outcome = _Outcome(error=error)
+        finally:
+            self._interrupts.end()
+        self._leave(cell, start_ns, outcome)
+
+    async def _run_awaiting(self, message: RunCell, source: str) -> None:
+        start_ns = self._enter(message.cell)
+        self._set_source(message, source)
+        task: asyncio.Task[ExecutionResult] = asyncio.ensure_future(
+            self._shell.run_cell_async(source, store_history=False, transformed_cell=self._transform(source))
+        )
+        self._interrupts.begin(task)
+        try:
+            outcome = self._outcome_of(await task, want_pickle=message.want_pickles)
+        except asyncio.CancelledError as error:
+            outcome = _Outcome(error=error)
+        finally:
+            self._interrupts.end()
+        if self._interrupts.cancelled and isinstance(outcome.error, asyncio.CancelledError):
+            outcome.error = KeyboardInterrupt().with_traceback(outcome.error.__traceback__)
+        self._leave(message.cell, start_ns, outcome)
+
+    def _enter(self, cell: int) -> int:
+        shell = self._shell
+        for name, value in self._names.items():  # `del rank` brings ours back
+            shell.user_ns.setdefault(name, value)
+        self._saved = (sys.stdout, sys.stderr, shell.display_pub, shell.display_trap.hook, shell._showtraceback)
+        sys.stdout, sys.stderr = self._streams
+        shell.display_pub = self._display
+        shell.display_trap.hook = self._hook
+        shell._showtraceback = self._keep_traceback_quiet  # type: ignore[method-assign]
+        self._hook.bundle = self._hook.value = None
+        return self._recorder.begin_cell(cell)
+
+    def _leave(self, cell: int, start_ns: int, outcome: _Outcome) -> None:
+        shell = self._shell
+        with self._interrupts:
+            for stream in self._streams:
+                stream.flush()
+            for stream in (sys.__stdout__, sys.__stderr__):  # what C code or os.write left in Python's own buffers
+                if stream is not None:
+                    stream.flush()
+            end_ns = self._recorder.end_cell()
+            sys.stdout, sys.stderr, shell.display_pub, shell.display_trap.hook, shell._showtraceback = self._saved  # type: ignore[method-assign]
+            self._file = ""
+            self._link.send(
+                CellReply(
+                    cell, self._rank, outcome.error is None, start_ns, end_ns, outcome.text, outcome.has_value,
+                    outcome.shown, outcome.pickled, outcome.problem,
+                    None if outcome.error is None else failure.describe(outcome.error), self._notices(outcome),
+                )
+            )  # fmt: skip
+
+    @staticmethod
+    def _keep_traceback_quiet(*_: object) -> None:
+        """The error travels in the reply."""
+
+    def _notices(self, outcome: _Outcome) -> list[str]:
+        notices = list(outcome.notices)
+        for name, value in self._names.items():
+            if self._shell.user_ns.get(name, value) is value:
+                self._rebound.discard(name)
+            elif name not in self._rebound:
+                self._rebound.add(name)
+                notices.append(
+                    f"`{name}` is hpcnb's name on every rank, and this cell gave it another value, which is kept. "
+                    f"To have ours back type  del {name}"
+                )
+        return notices
+
+    # --- what can be run ------------------------------------------------------------------------------------
+
+    def _set_source(self, message: RunCell, source: str) -> None:
+        self._file = f"<{message.label}>"
+        self._hook.muted = _ends_with_semicolon(source)
+
+    def _source(self, message: RunCell, source: str) -> _Outcome:
+        self._set_source(message, source)
+        result = self._shell.run_cell(source, store_history=False)
+        return self._outcome_of(result, want_pickle=message.want_pickles)
+
+    def _outcome_of(self, result: ExecutionResult, *, want_pickle: bool) -> _Outcome:
+        error = result.error_before_exec or result.error_in_exec
+        if isinstance(error, SystemExit):
+            return _Outcome(notices=(_EXIT,))
+        outcome = _Outcome(error=error)
+        if self._hook.bundle is not None and error is None:
+            data, metadata = self._hook.bundle
+            outcome.text = data.get("text/plain", "")
+            outcome.has_value = True
+            if data.keys() - {"text/plain"}:
+                self._send_display(data, {**metadata, "hpcnb_value": True}, "", False)  # noqa: FBT003 - Jupyter's order
+                outcome.shown = True
+            if want_pickle:
+                outcome.pickled, outcome.problem = _pickle(self._hook.value)
+        return outcome
+
+    def _call(self, message: CallFunction) -> _Outcome:
+        function, args, kwargs = cloudpickle.loads(message.payload)
+        value = function(*args, **kwargs)
+        outcome = _Outcome(has_value=value is not None)
+        outcome.text = "" if value is None else repr(value)
+        outcome.pickled, outcome.problem = _pickle(value)
+        return outcome
+
+    def _rebuild(self, message: Rebuild) -> _Outcome:
+        count = process_group.rebuild_groups(message.generation)
+        return _Outcome(text=str(count), has_value=True)
+
+    def _send_display(self, data: dict[str, Any], metadata: dict[str, Any], display_id: str, update: bool) -> None:  # noqa: FBT001
+        for stream in self._streams:
+            stream.flush()
+        self._link.send(RankDisplay(self._recorder.cell, data, metadata, display_id, update))
+
+
+class _Outcome:
+    """How a cell ended on this rank."""
+
+    def __init__(
+        self,
+        *,
+        error: BaseException | None = None,
+        text: str = "",
+        has_value: bool = False,
+        notices: tuple[str, ...] = (),
+    ) -> None:
+        self.error = error
+        self.text = text
+        self.has_value = has_value
+        self.shown = False
+        self.pickled = b""
+        self.problem = ""
+        self.notices = notices
+
+
+def _pickle(value: object) -> tuple[bytes, str]:
+    try:
+        return cloudpickle.dumps(value, protocol=5), ""
+    except Exception as error:  # noqa: BLE001 - any object may refuse; the words travel to the person
+        return b"", f"a {type(value).__module__}.{type(value).__qualname__} cannot be pickled: {error}"
+
+
+def _ends_with_semicolon(source: str) -> bool:
+    """Whether the last expression is followed by ``;``, which asks for no display."""
+    if not source.rstrip().split("#")[0].rstrip().endswith(";") and ";" not in source.rsplit("\n", 1)[-1]:
+        return False
+    try:
+        last = ast.parse(source).body[-1]
+    except (SyntaxError, IndexError):
+        return source.rstrip().endswith(";")
+    if not isinstance(last, ast.Expr) or last.end_lineno is None:
+        return False
+    rest = source.splitlines()[last.end_lineno - 1].encode()[last.end_col_offset or 0 :].decode()
+    return rest.strip().startswith(";")

@@ -1,0 +1,74 @@
+"""What SIGINT does in a rank: stops cell code, and never tears a message that is being sent.
+
+Python raises KeyboardInterrupt between any two bytecodes of the main thread. Between cells that would end the
+engine's event loop; inside a send it would leave half a frame on the socket. So the handler decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from types import FrameType, TracebackType
+
+__all__ = ["Interrupts"]
+
+
+class Interrupts:
+    """The rank's SIGINT handler; use as a context manager around what must not be torn."""
+
+    def __init__(self) -> None:
+        self._held = 0
+        self._pending = False
+        self._running = False
+        self._task: asyncio.Task[object] | None = None
+        self.cancelled = False  #: the cell that awaits was cancelled by SIGINT
+
+    def install(self) -> None:
+        """Take SIGINT over. Main thread only."""
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def begin(self, task: asyncio.Task[object] | None = None) -> None:
+        """Cell code begins; ``task`` if it may await."""
+        self._task = task
+        self.cancelled = False
+        self._pending = False
+        self._running = True
+
+    def end(self) -> None:
+        """Cell code is over; a later signal means nothing."""
+        self._running = False
+        self._task = None
+        self._pending = False
+
+    def __enter__(self) -> None:
+        self._held += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._held -= 1
+        if self._pending and not self._held and self._running:
+            self._pending = False
+            raise KeyboardInterrupt
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self._running:
+            return
+        if self._held:
+            self._pending = True
+            return
+        if self._task is not None and not _runs_cell(frame):
+            # the cell awaits and the loop runs: raising here would end the loop, so the cell is cancelled
+            self.cancelled = True
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+            return
+        raise KeyboardInterrupt
+
+
+def _runs_cell(frame: FrameType | None) -> bool:
+    """Whether IPython's run_code is on the stack: it catches KeyboardInterrupt."""
+    while frame is not None:
+        if frame.f_code.co_name == "run_code":
+            return True
+        frame = frame.f_back
+    return False

@@ -1,0 +1,197 @@
+"""A rank's process from the fork to its end: descriptors, seeds, process group, ipyparallel engine, cells."""
+
+from __future__ import annotations
+
+import atexit
+import datetime
+import gc
+import logging
+import mmap
+import os
+import random
+import signal
+import sys
+import threading
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import ipyparallel.engine.app as ipp_engine
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from hpcnb.core.launch import AgentSpec, RunFolder
+from hpcnb.core.mesh import MeshSpec
+from hpcnb.core.messages import Message, RankReady
+from hpcnb.core.spans import RingWriter, ring_bytes
+from hpcnb.core.version import __version__
+from hpcnb.engine import devices, process_group
+from hpcnb.engine.cell import CellRunner
+from hpcnb.engine.hpc import Hpc
+from hpcnb.engine.interrupts import Interrupts
+from hpcnb.engine.link import RankLink
+from hpcnb.engine.recorder import Recorder
+from hpcnb.engine.streams import LinkStream
+
+__all__ = ["RankSeat", "run_rank"]
+
+#: Records in a rank's ring: 1.3 MB; the agent reads four times a second.
+_NUM_SLOTS = 16384
+#: Collectives give up after so long (torch's own default for gloo).
+_TIMEOUT = datetime.timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class RankSeat:
+    """Which rank a process is, and where its rendezvous is."""
+
+    rank: int
+    local_rank: int
+    store_host: str
+    store_port: int
+    generation: int
+
+
+def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder) -> None:
+    """Be rank ``seat.rank`` until told to end. Called in the freshly forked process; does not return."""
+    # PyErr_CheckSignals before we are ready must not end the process: the agent decides
+    interrupts = Interrupts()
+    interrupts.install()
+    os.setsid()  # a group of its own: what a cell starts can be ended with its rank
+    link, ring = _connect(seat, folder, interrupts)
+    _seed(seat.rank)
+    _quiet_exit_warning()
+    torch.set_num_threads(spec.threads_per_rank)
+    recorder = Recorder(ring, enabled=spec.record)
+    device = devices.select_device(seat.local_rank)
+    names = _join_group(seat, spec, device, recorder, link)
+    engine = HpcnbEngine.instance(
+        id=seat.rank,
+        enable_nanny=False,  # a second process per rank; the agent does its work
+        max_heartbeat_misses=0,  # the agent tells when the cluster ends
+        wait_for_url_file=60.0,
+        log_level=logging.WARNING,
+    )
+    engine.initialize([f"--profile-dir={folder.profile}", f"--cluster-id={folder.controller_id}"])
+
+    def when_registered() -> None:
+        streams = (
+            LinkStream("stdout", 1, link, interrupts, lambda: recorder.cell),
+            LinkStream("stderr", 2, link, interrupts, lambda: recorder.cell),
+        )
+        runner = CellRunner(seat.rank, engine.kernel.shell, link, streams, recorder, interrupts, names)
+        interrupts.install()  # the engine ignores SIGINT from here on; cells shall not
+        loop = engine.loop.asyncio_loop
+        loop.add_reader(link.cells, runner.on_readable)
+        link.start(lambda message: _control(message, engine), lambda: os._exit(1))
+        link.send(
+            RankReady(
+                seat.rank, os.getpid(), os.uname().nodename, str(device),
+                {"python": sys.version.split()[0], "torch": torch.__version__, "hpcnb": __version__},
+            )
+        )  # fmt: skip
+
+    engine.when_registered = when_registered
+    signal.signal(signal.SIGTERM, lambda *_: _end())
+    engine.start()
+    _end()
+
+
+def _end() -> None:
+    """End the process, after what users registered with atexit; gloo's own teardown may block and is skipped."""
+    try:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(0)
+
+
+def _control(message: Message, engine: HpcnbEngine) -> None:
+    """A message for the link thread."""
+    if type(message).__name__ == "Shutdown":
+        engine.loop.add_callback(_end)
+
+
+class HpcnbEngine(ipp_engine.IPEngine):
+    """ipyparallel's engine, which tells when its shell is there."""
+
+    when_registered: Any = None
+
+    async def complete_registration(self, *args: Any) -> None:
+        await super().complete_registration(*args)
+        # %%px interrupts come as SIGINT too; ipykernel installs its own handler around each of its requests
+        self.when_registered()
+
+
+def _connect(seat: RankSeat, folder: RunFolder, interrupts: Interrupts) -> tuple[RankLink, RingWriter]:
+    """Standard streams become pipes that the agent reads; the span ring is memory that it maps."""
+    memory_file = os.memfd_create(f"hpcnb-spans-{seat.rank}")
+    os.ftruncate(memory_file, ring_bytes(_NUM_SLOTS))
+    ring = RingWriter(mmap.mmap(memory_file, ring_bytes(_NUM_SLOTS)), _NUM_SLOTS)
+    pipes = [os.pipe(), os.pipe()]
+    link = RankLink(folder.agent_socket, seat.rank, [pipes[0][0], pipes[1][0], memory_file], interrupts)
+    for descriptor, (read, write) in zip((1, 2), pipes, strict=True):
+        os.dup2(write, descriptor)
+        os.close(write)
+        os.close(read)
+    os.close(memory_file)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process
+    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # type: ignore[misc] # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # type: ignore[misc] # noqa: SIM115
+    return link, ring
+
+
+def _seed(rank: int) -> None:
+    """Every rank draws its own random numbers: the fork gave all of them the same state."""
+    seed = int.from_bytes(os.urandom(6), "little") + rank
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the legacy generator is what users' code draws from
+    torch.manual_seed(seed)
+
+
+def _join_group(
+    seat: RankSeat, spec: AgentSpec, device: torch.device, recorder: Recorder, link: RankLink
+) -> dict[str, Any]:
+    """Join the process group and the mesh; returns what cells find in their namespace."""
+    process_group.register(recorder)
+    recorder.enabled, wanted = False, recorder.enabled
+    store = dist.TCPStore(seat.store_host, seat.store_port, is_master=False, timeout=_TIMEOUT)
+    dist.init_process_group(
+        process_group.BACKEND,
+        store=dist.PrefixStore(f"generation{seat.generation}", store),
+        rank=seat.rank,
+        world_size=spec.world_size,
+        timeout=_TIMEOUT,
+    )
+    mesh_spec = MeshSpec.parse(spec.mesh)
+    mesh = init_device_mesh(device.type, mesh_spec.sizes, mesh_dim_names=mesh_spec.axes)
+    recorder.enabled = wanted
+    hpc = Hpc(seat.rank, spec.world_size, seat.local_rank, device, mesh, recorder, link)
+    return {
+        "rank": seat.rank,
+        "world_size": spec.world_size,
+        "local_rank": seat.local_rank,
+        "device": device,
+        "mesh": mesh,
+        "hpc": hpc,
+    }
+
+
+def _quiet_exit_warning() -> None:
+    """IPython warns after sys.exit() how to leave a terminal; the reply says what happened here."""
+    warnings.filterwarnings("ignore", message="To exit: use", category=UserWarning)
+
+
+def prepare_template() -> None:
+    """What ranks share: called in the template after its imports and before its first fork."""
+    assert threading.active_count() == 1, "the template must not have threads when it forks"
+    gc.collect()
+    gc.freeze()  # the collector then leaves shared pages alone, so they stay shared
+
+

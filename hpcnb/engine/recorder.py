@@ -1,0 +1,278 @@
+"""The always-on recorder of one rank: turns what the rank does into span records in its ring.
+
+Knows no socket and no message: it writes to shared memory, the node agent reads it. Exclusive time is accounted
+here, where nesting is known: every record carries the time that records inside it already cover, so that the
+tables on the notebook side are plain sums. Times are ``time.perf_counter_ns``.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from dataclasses import dataclass, field
+from time import perf_counter_ns
+from typing import TYPE_CHECKING
+
+from hpcnb.core.spans import Category, Flag, Kind, RingWriter
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+__all__ = ["CELL_FILE_PREFIX", "OpenSpan", "Operation", "Recorder"]
+
+#: Cells are compiled under ``<cell 3>``: the same name on every rank, so that tracebacks can be grouped.
+CELL_FILE_PREFIX = "<cell "
+
+#: Names of ``hpc.span`` that are categories of the breakdown.
+_CATEGORY_BY_NAME = {
+    "forward": Category.FORWARD,
+    "backward": Category.BACKWARD,
+    "optimizer": Category.OPTIMIZER,
+    "data": Category.DATA,
+}
+
+
+@dataclass(slots=True)
+class OpenSpan:
+    """A span of the main thread that has begun and not ended."""
+
+    kind: int
+    category: int
+    name: int
+    line: int
+    source: int
+    start_ns: int
+    child_ns: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Operation:
+    """A communication operation that has been issued; becomes one record when it is over."""
+
+    kind: int
+    name: int
+    group: int
+    sequence: int
+    peer: int
+    num_bytes: int
+    cell: int
+    step: int
+    line: int
+    source: int
+    flags: int
+    start_ns: int
+    end_ns: int = 0
+    wait_start_ns: int = 0
+    wait_end_ns: int = 0
+    written: bool = False
+    backward: Backward | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Backward:
+    """One run of the autograd engine: DDP's C++ waits for its buckets when it ends.
+
+    DDP waits for futures in C++, where no Python wait is seen. But it queues that wait on the autograd engine
+    after we queued ours (torch/csrc/distributed/c10d/reducer.cpp, ``mark_variable_ready`` queues
+    ``finalize_backward``; callbacks run in order), so our callback marks the moment at which waiting begins.
+    """
+
+    task: int
+    ended_ns: int = 0
+    exposed_until_ns: int = 0
+    operations: set[Operation] = field(default_factory=set)
+
+
+class Recorder:
+    """Writes span records of one rank.
+
+    Args:
+        ring: Where records go.
+        enabled: When false nothing is recorded and the process group hands calls straight through.
+    """
+
+    def __init__(self, ring: RingWriter, *, enabled: bool = True) -> None:
+        self.ring = ring
+        self.enabled = enabled
+        self.main_thread = threading.get_ident()
+        self.cell = 0
+        self.step = -1
+        self._stack: list[OpenSpan] = []
+        self._open: set[Operation] = set()
+        self._depth = 0
+        self._deepest = 0
+        self._num_steps = 0
+        self._backward: Backward | None = None
+
+    # --- spans of the main thread ---------------------------------------------------------------------------
+
+    def begin_cell(self, cell: int) -> int:
+        """A cell begins on this rank now; returns the time."""
+        self.cell = cell
+        self.step = -1
+        self._depth = self._deepest = self._num_steps = 0
+        start_ns = perf_counter_ns()
+        self._stack = [OpenSpan(Kind.CELL, Category.COMPUTATION, 0, 0, 0, start_ns)]
+        return start_ns
+
+    def end_cell(self) -> int:
+        """The cell is over: close what it left open; returns the time."""
+        end_ns = perf_counter_ns()
+        self.step = -1
+        while self._stack:
+            self._close(end_ns)
+        if self._open:  # issued and never waited for
+            for operation in list(self._open):  # a copy: the backend's thread takes from it
+                if operation.end_ns and not operation.written:
+                    self._write_operation(operation)
+        self.cell = 0
+        return end_ns
+
+    def begin(self, kind: int, name: str) -> OpenSpan | None:
+        """Open a span; None when off, or outside of a cell or of the main thread."""
+        if not self.enabled or not self._stack or threading.get_ident() != self.main_thread:
+            return None
+        line, source = self.user_line(sys._getframe(1))
+        category = Category.COMPUTATION
+        if kind == Kind.DATA:
+            category = Category.DATA
+        elif kind == Kind.USER:
+            # inside "data" or "forward", a span with a name of its own stays what surrounds it
+            category = _CATEGORY_BY_NAME.get(name, Category(self._stack[-1].category))
+        span = OpenSpan(kind, category, self.ring.intern(name), line, source, perf_counter_ns())
+        self._stack.append(span)
+        return span
+
+    def end(self, span: OpenSpan | None) -> None:
+        """Close ``span`` and whatever is still open inside it."""
+        if span is None or span not in self._stack:
+            return  # the cell has ended meanwhile and closed it
+        end_ns = perf_counter_ns()
+        while self._close(end_ns) is not span:
+            pass
+
+    def _close(self, end_ns: int) -> OpenSpan:
+        span = self._stack.pop()
+        if self.enabled:
+            self.ring.write(
+                span.kind, span.category, 0, 0, 0, span.name, self.cell, span.line, self.step, -1, 0, span.source,
+                0, span.start_ns, end_ns, end_ns, end_ns, span.child_ns,
+            )  # fmt: skip
+        if self._stack:
+            self._stack[-1].child_ns += end_ns - span.start_ns
+        return span
+
+    def begin_loop(self) -> int:
+        """A loop of ``hpc.progress`` begins; returns its depth. Turns of the deepest loops are the steps."""
+        self._depth += 1
+        if self._depth > self._deepest:
+            self._deepest = self._depth
+            self._num_steps = 0
+        return self._depth
+
+    def end_loop(self) -> None:
+        """The innermost loop is over."""
+        self._depth = max(0, self._depth - 1)
+        self.step = -1
+
+    def next_step(self, depth: int) -> None:
+        """A turn of the loop at ``depth`` begins."""
+        if depth == self._deepest:
+            self.step = self._num_steps
+            self._num_steps += 1
+
+    # --- communication --------------------------------------------------------------------------------------
+
+    def user_line(self, frame: FrameType | None) -> tuple[int, int]:
+        """Line and source (string number) of the innermost cell code that led here; (0, 0) if there is none."""
+        while frame is not None:
+            code = frame.f_code
+            if code.co_filename.startswith(CELL_FILE_PREFIX):
+                return frame.f_lineno, self.ring.intern(code.co_filename[1:-1])
+            frame = frame.f_back
+        return 0, 0
+
+    def issue(self, kind: int, name: int, group: int, sequence: int, peer: int, num_bytes: int, flags: int) -> Operation:
+        """A communication operation is about to be issued by this thread."""
+        if threading.get_ident() != self.main_thread:
+            flags |= Flag.OTHER_THREAD
+        line, source = self.user_line(sys._getframe(2))
+        return Operation(
+            kind, name, group, sequence, peer, num_bytes, self.cell, self.step, line, source, flags, perf_counter_ns()
+        )
+
+    def opened(self, operation: Operation) -> None:
+        """The operation runs and somebody else will wait for it."""
+        self._open.add(operation)
+
+    def begin_wait(self, operation: Operation) -> int:
+        """This thread blocks until the operation is over; returns the time."""
+        if not operation.flags & Flag.OTHER_THREAD:
+            self.ring.enter_communication(
+                operation.name, operation.group, operation.sequence, operation.line, operation.source,
+                operation.num_bytes, operation.start_ns,
+            )  # fmt: skip
+        return perf_counter_ns()
+
+    def end_wait(self, operation: Operation, began_ns: int, *, failed: bool = False) -> None:
+        """The wait that began at ``began_ns`` is over."""
+        now_ns = perf_counter_ns()
+        if operation.written:
+            return
+        if failed:
+            operation.flags |= Flag.FAILED
+        if threading.get_ident() == self.main_thread and not operation.flags & Flag.OTHER_THREAD:
+            operation.wait_start_ns, operation.wait_end_ns = began_ns, now_ns
+            if self._stack:
+                self._stack[-1].child_ns += now_ns - began_ns
+            self.ring.leave_communication()
+        operation.end_ns = operation.end_ns or now_ns
+        self._write_operation(operation)
+
+    def completed(self, operation: Operation) -> None:
+        """The operation is over; called on the thread of the backend."""
+        now_ns = perf_counter_ns()
+        operation.end_ns = operation.end_ns or now_ns
+        backward = operation.backward
+        if operation.flags & Flag.FUTURE and not operation.written:
+            if backward is not None and backward.ended_ns:
+                self._expose(operation, backward, now_ns)
+            self._write_operation(operation)
+        if backward is not None:
+            backward.operations.discard(operation)
+            if backward.ended_ns and not backward.operations:
+                self.ring.leave_communication()
+
+    def _expose(self, operation: Operation, backward: Backward, now_ns: int) -> None:
+        # several buckets are waited for at once: each gets the part of the wait that it ended
+        if now_ns > backward.exposed_until_ns:
+            operation.wait_start_ns, operation.wait_end_ns = backward.exposed_until_ns, now_ns
+            if self._stack:
+                self._stack[-1].child_ns += now_ns - backward.exposed_until_ns
+            backward.exposed_until_ns = now_ns
+
+    def backward(self, task: int) -> tuple[Backward, bool]:
+        """The run of the autograd engine that this thread is in, and whether it is new to us."""
+        if self._backward is None or self._backward.task != task:
+            self._backward = Backward(task)
+            return self._backward, True
+        return self._backward, False
+
+    def backward_ended(self, backward: Backward) -> None:
+        """All gradients are computed; DDP begins to wait for the buckets that are still under way."""
+        backward.ended_ns = backward.exposed_until_ns = perf_counter_ns()
+        waiting = next((each for each in list(backward.operations) if each.flags & Flag.FUTURE), None)
+        if waiting is not None:
+            self.begin_wait(waiting)
+
+    def _write_operation(self, operation: Operation) -> None:
+        self._open.discard(operation)
+        operation.written = True
+        if not operation.wait_end_ns:
+            operation.wait_start_ns = operation.wait_end_ns = operation.end_ns
+        self.ring.write(
+            operation.kind, Category.COMMUNICATION_TRANSFER, 0, operation.flags, operation.group, operation.name,
+            operation.cell, operation.line, operation.step, operation.peer, operation.sequence, operation.source,
+            operation.num_bytes, operation.start_ns, operation.end_ns, operation.wait_start_ns,
+            operation.wait_end_ns, 0,
+        )  # fmt: skip

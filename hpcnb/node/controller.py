@@ -1,0 +1,48 @@
+"""The ipyparallel controller of a cluster, as a child of its agent: it lives and ends with the cluster."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from hpcnb.core.launch import RunFolder
+from hpcnb.node.template import die_with_parent
+
+__all__ = ["start", "stop"]
+
+
+def start(folder: RunFolder) -> subprocess.Popen[bytes]:
+    """Start the controller; its connection files appear in the profile of ``folder`` half a second later."""
+    return subprocess.Popen(
+        [
+            sys.executable, "-m", "ipyparallel.controller",
+            f"--profile-dir={folder.profile}",
+            f"--cluster-id={folder.controller_id}",
+            # schedulers as threads: 2 processes instead of 9
+            "--IPController.use_threads=True",
+            # a registration completes on a heartbeat: 3 s by default, and every engine is asked so often
+            "--HeartMonitor.period=500",
+            # the agent knows better than a heartbeat who is alive: 10 minutes of silence (SIGSTOP, swapping)
+            "--HeartMonitor.max_heartmonitor_misses=1200",
+            "--log-level=WARN",
+        ],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_child,
+    )  # fmt: skip
+
+
+def _child() -> None:
+    die_with_parent(15)  # SIGTERM: it ends its heart monitor's process too
+
+
+def stop(controller: subprocess.Popen[bytes] | None, grace_s: float) -> None:
+    """End it."""
+    if controller is None or controller.poll() is not None:
+        return
+    controller.terminate()
+    try:
+        controller.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        controller.kill()
+        controller.wait()

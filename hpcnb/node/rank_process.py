@@ -1,0 +1,249 @@
+"""What the agent holds of one rank: its process, its sockets, its pipes, its span ring, its output of a cell."""
+
+from __future__ import annotations
+
+import codecs
+import mmap
+import os
+import signal
+import socket
+from collections import deque
+from dataclasses import dataclass, field
+
+from hpcnb.core.launch import RunFolder
+from hpcnb.core.messages import FrameReader, Message, RankReady, frame
+from hpcnb.core.spans import RingReader
+from hpcnb.node.gate import FloodGate
+
+__all__ = ["RankProcess"]
+
+Entry = tuple[str, str]
+#: A rank's log keeps at most so many bytes; it may lie in memory.
+_LOG_LIMIT = 16 << 20
+
+
+def _decoder() -> codecs.IncrementalDecoder:
+    return codecs.getincrementaldecoder("utf-8")("backslashreplace")
+
+
+@dataclass
+class RankProcess:
+    """One rank as its agent sees it.
+
+    Attributes:
+        rank: Global rank.
+        folder: Of the cluster.
+        pid: Of the process; 0 until it has been forked.
+        ready: Its announcement that it runs cells.
+        status: How the process ended, as ``Popen.returncode``; None while it lives.
+        cell: The cell it runs; 0 if none.
+    """
+
+    rank: int
+    folder: RunFolder
+    pid: int = 0
+    ready: RankReady | None = None
+    status: int | None = None
+    cell: int = 0
+    last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=20))
+    _pidfd: int = -1
+    _cells: socket.socket | None = None
+    _control: socket.socket | None = None
+    _unsent: bytearray = field(default_factory=bytearray)
+    _reader: FrameReader = field(default_factory=FrameReader)
+    _pipes: dict[int, tuple[str, codecs.IncrementalDecoder]] = field(default_factory=dict)
+    _ring: RingReader | None = None
+    _memory: mmap.mmap | None = None
+    _gate: FloodGate | None = None
+    _spans: list[bytes] = field(default_factory=list)
+    _spans_lost: int = 0
+    _log_size: int = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is there."""
+        return self.pid != 0 and self.status is None
+
+    # --- connection -----------------------------------------------------------------------------------------
+
+    def attach_cells(self, connection: socket.socket, descriptors: list[int]) -> None:
+        """The rank's first connection, with its pipes and its ring."""
+        connection.setblocking(False)
+        self._cells = connection
+        out, err, memory_file = descriptors
+        for name, descriptor in (("stdout", out), ("stderr", err)):
+            os.set_blocking(descriptor, False)
+            self._pipes[descriptor] = (name, _decoder())
+        self._memory = mmap.mmap(memory_file, 0, prot=mmap.PROT_READ)
+        os.close(memory_file)
+        self._ring = RingReader(self._memory)
+        self._pidfd = os.pidfd_open(self.pid)
+
+    def attach_control(self, connection: socket.socket) -> None:
+        """The rank's second connection, to its link thread."""
+        self._control = connection
+
+    @property
+    def descriptors(self) -> list[int]:
+        """To be watched for reading."""
+        return [*([self._cells.fileno()] if self._cells else []), *self._pipes]
+
+    def read_messages(self) -> list[Message]:
+        """What the rank has sent."""
+        if self._cells is None:
+            return []
+        try:
+            received = self._cells.recv(1 << 20)
+        except BlockingIOError:
+            return []
+        except ConnectionError:
+            received = b""
+        if not received:
+            self._cells.close()
+            self._cells = None
+            return []
+        return self._reader.feed(received)
+
+    def read_pipes(self, only: int = -1) -> list[Entry]:
+        """What was written to the rank's descriptors 1 and 2 and has not been read."""
+        entries: list[Entry] = []
+        for descriptor in [only] if only >= 0 else list(self._pipes):
+            name, decoder = self._pipes[descriptor]
+            while True:
+                try:
+                    received = os.read(descriptor, 1 << 16)
+                except BlockingIOError:
+                    break
+                if not received:
+                    os.close(descriptor)
+                    del self._pipes[descriptor]
+                    break
+                entries.append((name, decoder.decode(received)))
+        return entries
+
+    def send(self, message: Message) -> bool:
+        """Queue for the rank's main thread; false if it cannot all be sent now (then watch for writing)."""
+        self._unsent += frame(message)
+        return self.send_rest()
+
+    def send_rest(self) -> bool:
+        """Send what is queued; false if some is left."""
+        while self._unsent and self._cells is not None:
+            try:
+                del self._unsent[: self._cells.send(self._unsent)]
+            except BlockingIOError:
+                return False
+            except ConnectionError:
+                self._unsent.clear()
+        return True
+
+    def send_control(self, message: Message) -> None:
+        """Send to the rank's link thread, which always reads."""
+        if self._control is not None:
+            try:
+                self._control.sendall(frame(message))
+            except ConnectionError:
+                pass  # its end is already on the way to us as an exit
+
+    def signal(self, number: int) -> None:
+        """Signal the process itself; safe against reused process ids."""
+        if self._pidfd >= 0 and self.alive:
+            try:
+                signal.pidfd_send_signal(self._pidfd, number)
+            except ProcessLookupError:
+                pass  # it has just ended, and the template will say so
+
+    def kill_group(self) -> None:
+        """SIGKILL to the rank and what its cells have started. Only before its exit has been reaped."""
+        if self.alive:
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                self.signal(signal.SIGKILL)  # it has not made its group yet
+
+    # --- a cell ---------------------------------------------------------------------------------------------
+
+    def begin_cell(self, cell: int, line_budget: int, byte_budget: int) -> None:
+        """The rank is about to run a cell."""
+        self.cell = cell
+        self._gate = FloodGate(line_budget, byte_budget, self.folder.flood(cell, self.rank))
+        self.drain_spans()
+        self._spans.clear()
+        self._spans_lost = 0
+
+    def show(self, entries: list[Entry]) -> list[Entry]:
+        """What of this output goes to the notebook; the rest is kept or logged."""
+        if self._gate is None:
+            for _, text in entries:
+                self.log(text)
+            return []
+        shown: list[Entry] = []
+        for kind, text in entries:
+            shown += self._gate.feed(kind, text)
+            self.last_lines.extend(text.splitlines()[-20:])
+        return shown
+
+    def end_cell(self) -> list[Entry]:
+        """The rank has answered: the rest of its output."""
+        entries = self.show(self.read_pipes())
+        if self._gate is not None:
+            entries += self._gate.finish()
+        self._gate = None
+        self.cell = 0
+        self.drain_spans()
+        return entries
+
+    def log(self, text: str) -> None:
+        """Append to the rank's log."""
+        self.last_lines.extend(text.splitlines()[-20:])
+        if self._log_size < _LOG_LIMIT:
+            self._log_size += len(text)
+            with self.folder.rank_log(self.rank).open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+
+    def drain_spans(self) -> None:
+        """Read new records before the ring overwrites them."""
+        if self._ring is not None:
+            records, lost = self._ring.drain()
+            if records:
+                self._spans.append(records)
+            self._spans_lost += lost
+
+    def take_spans(self) -> tuple[bytes, list[str], int]:
+        """Records of the last cell, the string table, and how many records were lost."""
+        spans = b"".join(self._spans)
+        self._spans.clear()
+        lost, self._spans_lost = self._spans_lost, 0
+        # an empty cell has one record without names: nothing to look up
+        strings = list(self._ring.strings()) if self._ring is not None and len(spans) > 80 else [""]
+        return spans, strings, lost
+
+    def state(self) -> str:
+        """In words: what the rank does now, read from shared memory, also when it hangs."""
+        if not self.alive:
+            return "not started" if self.pid == 0 else "dead"
+        if self.ready is None:
+            return "starting"
+        if self._ring is not None and self.cell:
+            state = self._ring.state()
+            if state.in_communication:
+                place = f", line {state.line}" if state.line else ""
+                return f"in {state.name} #{state.sequence} of {state.group} ({state.num_bytes:,} B{place})"
+        return f"runs cell {self.cell}" if self.cell else "idle"
+
+    def close(self) -> None:
+        """Let go of everything the process left."""
+        for connection in (self._cells, self._control):
+            if connection is not None:
+                connection.close()
+        self._cells = self._control = None
+        for descriptor in self._pipes:
+            os.close(descriptor)
+        self._pipes.clear()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        self._ring = None
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None

@@ -1,0 +1,121 @@
+"""The template: a process with torch imported and no thread, that the ranks of a node are forked from.
+
+It imports once, forks on request, reaps, and says who ended how. It stays free of threads, sockets and
+accelerators for its whole life, so that a rank can be forked from it at any time. It talks to the agent over one
+pair of sockets, in lines of JSON.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+from hpcnb.core.launch import AgentSpec, RunFolder
+
+__all__ = ["die_with_parent", "run_template"]
+
+_PR_SET_PDEATHSIG = 1
+#: The program of a rank, by name: node knows nothing else of it.
+_ENGINE = "hpcnb.engine.main"
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Ask the kernel to signal this process when its parent ends, however it ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+def run_template(to_agent: socket.socket, listener: socket.socket, spec: AgentSpec, folder: RunFolder) -> None:
+    """Be the template until the agent closes the socket. Called in a freshly forked process; does not return.
+
+    Args:
+        to_agent: Requests come in, news go out.
+        listener: Bound by the agent, served by the store process that is forked from here.
+        spec: Of the agent.
+        folder: Of the cluster.
+    """
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    started_ns = time.perf_counter_ns()
+    try:
+        engine = importlib.import_module(_ENGINE)
+    except BaseException as error:
+        _tell(to_agent, failed=f"{type(error).__name__}: {error}")
+        raise
+    imported_ns = time.perf_counter_ns()
+    engine.prepare_template()
+    _tell(to_agent, imported=[started_ns, imported_ns])
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    received = b""
+    while True:
+        ready, _, _ = select.select([to_agent, wake_read], [], [])
+        if wake_read in ready:
+            os.read(wake_read, 4096)
+            _reap(to_agent)
+        if to_agent in ready:
+            chunk = to_agent.recv(65536)
+            if not chunk:
+                os._exit(0)
+            *lines, received = (received + chunk).split(b"\n")
+            for line in lines:
+                _obey(json.loads(line), to_agent, listener, (wake_read, wake_write), spec, folder)
+
+
+def _tell(to_agent: socket.socket, **message: Any) -> None:  # noqa: ANN401 - JSON values
+    to_agent.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _reap(to_agent: socket.socket) -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        _tell(to_agent, exited=pid, status=os.waitstatus_to_exitcode(status))
+
+
+def _obey(
+    request: dict[str, Any],
+    to_agent: socket.socket,
+    listener: socket.socket,
+    wake: tuple[int, int],
+    spec: AgentSpec,
+    folder: RunFolder,
+) -> None:
+    pid = os.fork()
+    if pid:
+        _tell(to_agent, forked=pid, role=request["role"])
+        return
+    # from here on a child, which must never return into the template's loop
+    try:
+        die_with_parent()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        to_agent.close()
+        for descriptor in wake:
+            os.close(descriptor)
+        if request["role"] == "store":
+            from hpcnb.node import store
+
+            store.serve(listener)
+        else:
+            listener.close()
+            engine = importlib.import_module(_ENGINE)
+            engine.run_rank(engine.RankSeat(**request["seat"]), spec, folder)
+    except BaseException:  # noqa: BLE001 - the process ends here, with its reason in the log
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stderr.flush()
+        os._exit(1)

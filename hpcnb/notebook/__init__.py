@@ -1,0 +1,1 @@
+"""Notebook side: magics, output view and panel. The only package that knows IPython and ipywidgets."""

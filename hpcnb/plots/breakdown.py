@@ -1,0 +1,133 @@
+"""Where the time went: a stacked bar per rank. Notebook side; draws what ``timing.breakdown`` counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from hpcnb.plots import svg
+from hpcnb.plots.figure import Figure
+from hpcnb.plots.theme import LOOKS
+from hpcnb.timing import strip, units
+from hpcnb.timing.breakdown import totals
+from hpcnb.timing.timeline import Timeline
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["plot"]
+
+_MOST_ROWS = 48
+
+_Durations = Mapping[int, Mapping[str, float]]
+
+
+def plot(timeline: Timeline) -> Figure:
+    """Time per category of every rank, all cells of ``timeline`` together; of many ranks, the extremes."""
+    durations_ms = _sums(timeline)
+    words = strip.words(timeline.cells[0]) if len(timeline.cells) == 1 else _words(timeline, durations_ms)
+    slow, fast = strip.few(durations_ms, most=_MOST_ROWS)
+    title = "Where the time went"
+    if len(timeline.cells) == 1:
+        title += f" in {timeline.cells[0].label}"
+    if fast:
+        title += f": the {len(slow)} slowest and the {len(fast)} fastest of {len(durations_ms)} ranks"
+    drawn = {rank: durations_ms[rank] for rank in slow + fast}
+    axis = svg.TimeAxis(max(1e-6, *(sum(of_rank.values()) for of_rank in drawn.values())))
+    return Figure(
+        words=words,
+        text=strip.text_bars(durations_ms),
+        svg=_static(drawn, title, axis),
+        table=partial(_table, timeline),
+        build=partial(_live, drawn, title, axis),
+    )
+
+
+def _sums(timeline: Timeline) -> dict[int, dict[str, float]]:
+    """Milliseconds per rank and category over all cells, ranks ascending."""
+    sums: dict[int, dict[str, float]] = {}
+    for cell in timeline.cells:
+        for rank, of_rank in totals(cell).items():
+            sum_ms = sums.setdefault(rank, {})
+            for name, duration_ms in of_rank.items():
+                sum_ms[name] = sum_ms.get(name, 0.0) + duration_ms
+    return dict(sorted(sums.items()))
+
+
+def _words(timeline: Timeline, durations_ms: _Durations) -> str:
+    return (
+        f"{units.count(len(timeline.cells), 'cell')} · {strip.shares(durations_ms, wall_ms=timeline.wall_ms)}"
+    )
+
+
+def _static(durations_ms: _Durations, title: str, axis: svg.TimeAxis) -> str:
+    boxes = []
+    for row, of_rank in enumerate(durations_ms.values()):
+        total_ms, start_ms = sum(of_rank.values()), 0.0
+        for name, look in LOOKS.items():
+            end_ms = start_ms + of_rank.get(name, 0.0)
+            if end_ms > start_ms:
+                share = units.percent((end_ms - start_ms) / total_ms)
+                boxes.append(svg.Box(row, start_ms, end_ms, 0.1, 0.9, look, share))
+            start_ms = end_ms
+    shown = {box.look for box in boxes}
+    return svg.picture(
+        title=title,
+        axis=axis,
+        axis_label="time",
+        rows=[f"rank {rank}" for rank in durations_ms],
+        boxes=boxes,
+        looks=[look for look in LOOKS.values() if look in shown],
+    )
+
+
+def _table(timeline: Timeline) -> pd.DataFrame:
+    return timeline.breakdown()
+
+
+def _live(durations_ms: _Durations, title: str, axis: svg.TimeAxis) -> Any:
+    """The same bars by hvPlot."""
+    import pandas as pd
+    from hvplot import hvPlotTabular
+
+    names = [name for name in LOOKS if any(of_rank.get(name) for of_rank in durations_ms.values())]
+    wide = pd.DataFrame(
+        {
+            LOOKS[name].label: [of_rank.get(name, 0.0) / axis.unit_ms for of_rank in durations_ms.values()]
+            for name in names
+        }
+    )
+    wide["rank"] = [str(rank) for rank in durations_ms]
+    bars = hvPlotTabular(wide)(
+        kind="barh",
+        x="rank",
+        y=[LOOKS[name].label for name in names],
+        stacked=True,
+        cmap={LOOKS[name].label: LOOKS[name].colour for name in names},
+        flip_yaxis=True,
+        xlabel=f"time ({axis.unit})",
+        ylabel="rank",
+        title=title,
+        legend="bottom",
+        width=svg.WIDTH,
+        height=150 + 24 * max(2, min(len(durations_ms), 24)),
+        group_label="category",
+        value_label=f"time ({axis.unit})",
+    )
+    return bars.opts(
+        hooks=[partial(_patterns, names)], toolbar="right", default_tools=["save", "pan", "box_zoom", "reset"]
+    )
+
+
+def _patterns(names: list[str], plot: Any, element: Any) -> None:  # noqa: ARG001 - HoloViews calls it so
+    """Hatch each category as in the static picture; HoloViews has no option for that per category."""
+    from bokeh.transform import factor_cmap, factor_hatch
+
+    labels = [LOOKS[name].label for name in names]
+    glyph = plot.handles["glyph"]
+    patterns = [LOOKS[name].pattern or "blank" for name in names]
+    glyph.hatch_pattern = factor_hatch("category", patterns=patterns, factors=labels)
+    glyph.hatch_color = factor_cmap("category", palette=[LOOKS[name].ink for name in names], factors=labels)
+    glyph.hatch_alpha = 0.55
+    glyph.hatch_scale = 6

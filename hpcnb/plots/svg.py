@@ -1,0 +1,197 @@
+"""Static pictures: SVG from numbers, small enough to live in a saved notebook. No library, no network, no script.
+
+Knows boxes, patterns, a time axis and a legend; what they mean is the caller's.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from xml.sax.saxutils import escape, quoteattr
+
+from hpcnb.plots.theme import Look
+
+__all__ = ["MARGIN_LEFT", "WIDTH", "Box", "TimeAxis", "picture"]
+
+WIDTH = 760
+MARGIN_LEFT = 64
+_MARGIN_RIGHT = 16
+_TITLE_HEIGHT = 26
+_AXIS_HEIGHT = 36
+_LEGEND_ROW = 18
+_CHARACTER = 6.2  # width of an average character at 11 px
+_INK = "#222222"
+
+#: Lines inside a tile of 6 x 6 for Bokeh's names of patterns.
+_TILES = {
+    "right_diagonal_line": "M0 6L6 0",
+    "left_diagonal_line": "M0 0L6 6",
+    "cross": "M3 0V6M0 3H6",
+    "diagonal_cross": "M0 0L6 6M0 6L6 0",
+    "dot": "M2 3h2",
+    "ring": "M2 2h2v2h-2z",
+    "horizontal_line": "M0 3H6",
+    "vertical_line": "M3 0V6",
+    "horizontal_dash": "M1 3H4",
+}
+
+
+@dataclass(frozen=True)
+class TimeAxis:
+    """A time axis in the unit that reads best, from 0 to ``length_ms``.
+
+    Attributes:
+        length_ms: Where it ends; > 0.
+    """
+
+    length_ms: float
+
+    @property
+    def unit(self) -> str:
+        """``ms``, ``s`` or ``min``."""
+        return "ms" if self.length_ms < 1000 else "s" if self.length_ms < 180_000 else "min"
+
+    @property
+    def unit_ms(self) -> float:
+        """Milliseconds in a unit."""
+        return {"ms": 1.0, "s": 1000.0, "min": 60_000.0}[self.unit]
+
+    def ticks(self) -> list[float]:
+        """About six round numbers, in the unit."""
+        length = self.length_ms / self.unit_ms
+        rough = length / 6
+        magnitude = 10.0 ** math.floor(math.log10(rough))
+        step = next(
+            magnitude * round_number for round_number in (1, 2, 5, 10) if magnitude * round_number >= rough
+        )
+        return [index * step for index in range(int(length / step + 1e-9) + 1)]
+
+    def x(self, at_ms: float) -> float:
+        """Where ``at_ms`` is, in pixels from the left."""
+        return MARGIN_LEFT + at_ms / self.length_ms * (WIDTH - MARGIN_LEFT - _MARGIN_RIGHT)
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box in a row.
+
+    Attributes:
+        row: From the top.
+        start_ms: Left edge.
+        end_ms: Right edge.
+        top: Of the row's height, 0 at its top.
+        bottom: The same, 1 at its bottom.
+        look: Fill.
+        text: Written on it where it fits.
+    """
+
+    row: int
+    start_ms: float
+    end_ms: float
+    top: float
+    bottom: float
+    look: Look
+    text: str = ""
+
+
+def picture(
+    *,
+    title: str,
+    axis: TimeAxis,
+    axis_label: str,
+    rows: Sequence[str],
+    boxes: Sequence[Box],
+    looks: Sequence[Look],
+) -> str:
+    """An SVG document of boxes in labelled rows over a time axis.
+
+    Args:
+        title: Written above.
+        axis: Of the time.
+        axis_label: Below the axis; the unit is added.
+        rows: A label per row.
+        boxes: In the order of painting.
+        looks: For the legend; those of all boxes are among them.
+    """
+    # an SVG shown inline shares its names with the page: patterns get names of their own
+    key = f"h{zlib.crc32(repr((title, boxes)).encode()):x}"
+    fills = {
+        look: f"url(#{key}-{index})" if look.pattern else look.colour for index, look in enumerate(looks)
+    }
+    row_height = max(9.0, min(28.0, 480 / max(1, len(rows))))
+    bottom = _TITLE_HEIGHT + row_height * len(rows)
+    legend, legend_rows = _legend(looks, fills, bottom + _AXIS_HEIGHT)
+    height = math.ceil(bottom + _AXIS_HEIGHT + _LEGEND_ROW * legend_rows + 4)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
+        f'viewBox="0 0 {WIDTH} {height}" role="img" aria-label={quoteattr(title)} '
+        f'font-family="system-ui,sans-serif" font-size="11" fill="{_INK}"><defs>',
+        *(_pattern(look, f"{key}-{index}") for index, look in enumerate(looks) if look.pattern),
+        '</defs><rect width="100%" height="100%" fill="#fff"/>',
+        f'<text x="8" y="17" font-size="13">{escape(title)}</text>',
+        *_axis(axis, axis_label, bottom),
+    ]
+    for row, label in enumerate(rows):
+        middle = _TITLE_HEIGHT + row_height * (row + 0.5) + 4
+        parts.append(f'<text x="{MARGIN_LEFT - 8}" y="{middle:.4g}" text-anchor="end">{escape(label)}</text>')
+    return "".join([*parts, *_paint(boxes, axis, row_height, fills), *legend, "</svg>"])
+
+
+def _pattern(look: Look, name: str) -> str:
+    return (
+        f'<pattern id="{name}" width="6" height="6" patternUnits="userSpaceOnUse">'
+        f'<rect width="6" height="6" fill="{look.colour}"/>'
+        f'<path d="{_TILES[look.pattern]}" stroke="{look.ink}" stroke-opacity=".55" fill="none"/></pattern>'
+    )
+
+
+def _axis(axis: TimeAxis, label: str, bottom: float) -> Iterator[str]:
+    """Grid lines, numbers and the label below."""
+    ticks = axis.ticks()
+    decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9)) if len(ticks) > 1 else 1
+    lines = "".join(f"M{axis.x(tick * axis.unit_ms):.1f} {_TITLE_HEIGHT}V{bottom:.1f}" for tick in ticks)
+    yield f'<path d="{lines}" stroke="#ddd"/>'
+    for tick in ticks:
+        at = f'x="{axis.x(tick * axis.unit_ms):.1f}" y="{bottom + 14:.1f}"'
+        yield f'<text {at} text-anchor="middle">{tick:.{decimals}f}</text>'
+    at = f'x="{(MARGIN_LEFT + WIDTH - _MARGIN_RIGHT) / 2:.0f}" y="{bottom + 29:.1f}"'
+    yield f'<text {at} text-anchor="middle">{escape(label)} ({axis.unit})</text>'
+
+
+def _paint(
+    boxes: Sequence[Box], axis: TimeAxis, row_height: float, fills: Mapping[Look, str]
+) -> Iterator[str]:
+    """One path per run of boxes that look the same, then the texts that fit."""
+    texts = []
+    for look, run in groupby(boxes, key=lambda box: box.look):
+        outlines = []
+        for box in run:
+            left, right = axis.x(box.start_ms), axis.x(box.end_ms)
+            top = _TITLE_HEIGHT + row_height * (box.row + box.top)
+            height = row_height * (box.bottom - box.top)
+            outlines.append(f"M{left:.1f} {top:.1f}h{max(right - left, 0.1):.1f}v{height:.1f}H{left:.1f}z")
+            if box.text and right - left >= _CHARACTER * len(box.text) + 6 and height >= 11:
+                at = f'x="{(left + right) / 2:.1f}" y="{top + height / 2 + 4:.1f}"'
+                texts.append(
+                    f'<text {at} text-anchor="middle" fill="{look.ink}" stroke="{look.colour}" '
+                    f'stroke-width="3" paint-order="stroke">{escape(box.text)}</text>'
+                )
+        yield f'<path fill="{fills[look]}" d="{"".join(outlines)}"/>'
+    yield from texts
+
+
+def _legend(looks: Sequence[Look], fills: Mapping[Look, str], top: float) -> tuple[list[str], int]:
+    """Swatches with names, as many rows as needed; and the number of rows."""
+    drawn, left, row = [], float(MARGIN_LEFT), 0
+    for look in looks:
+        width = 12 + 5 + _CHARACTER * len(look.label) + 14
+        if left + width > WIDTH and left > MARGIN_LEFT:
+            left, row = float(MARGIN_LEFT), row + 1
+        y = top + _LEGEND_ROW * row
+        swatch = f'<rect x="{left:.0f}" y="{y + 2:.1f}" width="12" height="12" fill="{fills[look]}"/>'
+        drawn.append(f'{swatch}<text x="{left + 17:.0f}" y="{y + 12:.1f}">{escape(look.label)}</text>')
+        left += width
+    return drawn, row + 1 if drawn else 0

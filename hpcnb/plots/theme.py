@@ -1,0 +1,56 @@
+"""One fixed look per category: colour, pattern, glyph and name. Colours add, never carry, the meaning.
+
+Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), told apart with any kind of colour vision,
+and greys; patterns tell the categories apart in black and white; glyphs are those of the text strip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hpcnb.timing.strip import GLYPHS, LABELS
+
+__all__ = ["BANDS", "LOOKS", "Look"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a category looks everywhere.
+
+    Attributes:
+        label: What people read.
+        glyph: Its character in text.
+        colour: Fill.
+        ink: Colour of a text or pattern on the fill.
+        pattern: Bokeh's name of the hatch pattern; empty for a plain fill.
+    """
+
+    label: str
+    glyph: str
+    colour: str
+    ink: str
+    pattern: str
+
+
+_COLOURS: Mapping[str, tuple[str, str, str]] = {
+    "computation": ("#0072B2", "#FFFFFF", ""),
+    "forward": ("#56B4E9", "#00405F", "right_diagonal_line"),
+    "backward": ("#CC79A7", "#5B2140", "left_diagonal_line"),
+    "optimizer": ("#009E73", "#FFFFFF", "cross"),
+    "communication_wait": ("#D55E00", "#FFFFFF", "dot"),
+    "communication_transfer": ("#E69F00", "#5C3F00", "horizontal_line"),
+    "data": ("#F0E442", "#5E5800", "vertical_line"),
+    "idle": ("#E3E3E3", "#8A8A8A", "ring"),
+    "dispatch": ("#8C8C8C", "#FFFFFF", "horizontal_dash"),
+    "other": ("#3C3C3C", "#BBBBBB", "diagonal_cross"),
+}
+
+#: By category, in the order in which bars stack them.
+LOOKS: Mapping[str, Look] = {name: Look(LABELS[name], GLYPHS[name], *_COLOURS[name]) for name in GLYPHS}
+
+#: The thin bands of the timeline picture that are no categories.
+BANDS: Mapping[str, Look] = {
+    "step": Look("step", "", "#555555", "#FFFFFF", ""),
+    "communication": Look("communication, from issue to completion", "", "#E69F00", "#5C3F00", ""),
+}

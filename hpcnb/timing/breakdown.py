@@ -1,0 +1,239 @@
+"""Where each rank's wall time went: categories that add up to it exactly. Notebook side, pure.
+
+Every record carries the time that nested records account for, so a rank's exclusive times and its blocked
+times tile its part of the cell. Before and after it are dispatch and idle; what no record explains is in
+``other``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcnb.core.spans import CATEGORY_NAMES, SPAN_FIELDS, Category, Kind
+from hpcnb.timing.exposed import Exposed, exposed
+from hpcnb.timing.timeline import CellTimeline, RankCell, Spans, Timeline
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Account", "accounts", "breakdown", "rows", "totals"]
+
+Floats = npt.NDArray[np.float64]
+
+_NUM_CATEGORIES = len(CATEGORY_NAMES)
+_ALWAYS = frozenset(
+    (
+        Category.COMPUTATION,
+        Category.COMMUNICATION_WAIT,
+        Category.COMMUNICATION_TRANSFER,
+        Category.IDLE,
+        Category.DISPATCH,
+    )
+)
+_FIELD = {name: position for position, (name, _) in enumerate(SPAN_FIELDS)}
+_KIND, _START, _END, _CHILD = (_FIELD[name] for name in ("kind", "start_ns", "end_ns", "child_ns"))
+#: Category of a record's exclusive time by its kind; USER has its own, communication and unknown kinds none.
+_CATEGORY_OF_KIND = np.full(256, _NUM_CATEGORIES)
+_CATEGORY_OF_KIND[[Kind.CELL, Kind.STEP, Kind.DATA]] = (
+    Category.COMPUTATION,
+    Category.COMPUTATION,
+    Category.DATA,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Account:
+    """One rank's wall time in one cell.
+
+    Attributes:
+        rank: Global rank.
+        steps: Ascending; -1 is outside any step.
+        duration_ns: (num_steps, num_categories), >= 0; adds up to the cell's wall time.
+        overlapped_ns: (num_steps,): communication that the main thread did not wait for; not in the sum.
+    """
+
+    rank: int
+    steps: npt.NDArray[np.int64]
+    duration_ns: Floats
+    overlapped_ns: Floats
+
+
+_accounts: WeakKeyDictionary[CellTimeline, tuple[Account, ...]] = WeakKeyDictionary()
+
+
+def accounts(cell: CellTimeline) -> tuple[Account, ...]:
+    """The account of every rank of the cell; kept as long as the cell is."""
+    known = _accounts.get(cell)
+    if known is None:
+        communication = exposed(cell)
+        last_ns = max((cell.extent(rank)[1] for rank in cell.ranks), default=0)
+        known = tuple(
+            _account(cell, rank, communication, communication.of_rank(index), last_ns)
+            for index, rank in enumerate(cell.ranks)
+        )
+        _accounts[cell] = known
+    return known
+
+
+def totals(cell: CellTimeline) -> dict[int, dict[str, float]]:
+    """Milliseconds per category of each rank of the cell.
+
+    Returns:
+        rank -> category -> duration_ms, categories in the order of ``Category``. Those of zero length are
+        left out, but computation, communication_wait, communication_transfer, idle and dispatch never are.
+        The values of a rank add up to ``cell.wall_ms``.
+    """
+    if all(len(rank.spans) <= 1 for rank in cell.ranks):
+        plain = dict(_plain_totals(cell))
+        if len(plain) == len(cell.ranks):
+            return plain
+    return {account.rank: _named(account.duration_ns.sum(axis=0).tolist()) for account in accounts(cell)}
+
+
+def overlapped(cell: CellTimeline) -> dict[int, float]:
+    """Milliseconds of communication of each rank that ran beside its computation; never part of the sum."""
+    if all(len(rank.spans) <= 1 for rank in cell.ranks):
+        return {rank.rank: 0.0 for rank in cell.ranks}
+    return {account.rank: float(account.overlapped_ns.sum()) / 1e6 for account in accounts(cell)}
+
+
+def rows(timeline: Timeline) -> dict[str, npt.NDArray[Any]]:
+    """The columns of :func:`breakdown`, as arrays."""
+    columns: dict[str, list[npt.NDArray[Any]]] = {
+        name: [] for name in ("rank", "step", "category", "duration_ms", "overlapped_ms", "cell")
+    }
+    names = np.array(CATEGORY_NAMES, dtype=object)
+    for cell in timeline.cells:
+        for account in accounts(cell):
+            shown = account.duration_ns > 0
+            shown[:, Category.COMMUNICATION_TRANSFER] |= account.overlapped_ns > 0
+            step, category = np.nonzero(shown)
+            on_transfer = category == Category.COMMUNICATION_TRANSFER
+            columns["rank"].append(np.full(len(step), account.rank))
+            columns["step"].append(account.steps[step])
+            columns["category"].append(names[category])
+            columns["duration_ms"].append(account.duration_ns[step, category] / 1e6)
+            columns["overlapped_ms"].append(np.where(on_transfer, account.overlapped_ns[step], 0.0) / 1e6)
+            columns["cell"].append(np.full(len(step), cell.cell))
+    types = (np.int64, np.int64, object, np.float64, np.float64, np.int64)
+    return {
+        name: np.concatenate(parts) if parts else np.zeros(0, dtype)
+        for (name, parts), dtype in zip(columns.items(), types, strict=True)
+    }
+
+
+def breakdown(timeline: Timeline) -> pd.DataFrame:
+    """Where the time went, one row per cell, rank, step and category that took any.
+
+    Returns:
+        Columns ``rank`` (int), ``step`` (int, -1 outside any), ``category`` (str: computation, forward,
+        backward, optimizer, data, communication_wait, communication_transfer, idle, dispatch, other),
+        ``duration_ms`` (float; those of a rank in a cell add up to the cell's wall time), ``overlapped_ms``
+        (float, communication beside which the rank went on; on rows of communication_transfer only and never
+        part of the sum), ``cell`` (int). Both communication categories are exposed: the rank was blocked.
+    """
+    import pandas as pd
+
+    return pd.DataFrame(rows(timeline))
+
+
+def _plain_totals(cell: CellTimeline) -> Iterator[tuple[int, dict[str, float]]]:
+    """Totals of the ranks whose only record is the cell itself: what an empty cell costs matters."""
+    extents = [cell.extent(rank) for rank in cell.ranks]
+    last_ns = max((end_ns for _, end_ns in extents), default=0)
+    for rank, (start_ns, end_ns) in zip(cell.ranks, extents, strict=True):
+        inside_ns = 0
+        if len(rank.spans):
+            record = rank.spans.item(0)
+            if record[_KIND] != Kind.CELL:
+                return
+            inside_ns = min(max(0, record[_END] - record[_START] - record[_CHILD]), end_ns - start_ns)
+        dispatch_ns = start_ns - cell.submitted_ns + max(0, cell.done_ns - last_ns)
+        durations_ns = [0.0] * _NUM_CATEGORIES
+        durations_ns[Category.COMPUTATION] = inside_ns
+        durations_ns[Category.OTHER] = end_ns - start_ns - inside_ns
+        durations_ns[Category.IDLE] = last_ns - end_ns
+        durations_ns[Category.DISPATCH] = dispatch_ns
+        yield rank.rank, _named(durations_ns)
+
+
+def _named(durations_ns: list[float]) -> dict[str, float]:
+    return {
+        name: duration_ns / 1e6
+        for category, (name, duration_ns) in enumerate(zip(CATEGORY_NAMES, durations_ns, strict=True))
+        if duration_ns > 0 or category in _ALWAYS
+    }
+
+
+def _account(
+    cell: CellTimeline, rank: RankCell, communication: Exposed, entries: slice, last_ns: int
+) -> Account:
+    spans = rank.spans
+    steps, step = _steps(spans)
+    kind = spans["kind"]
+    category = _CATEGORY_OF_KIND[kind]
+    user = kind == Kind.USER
+    category[user] = np.minimum(spans["category"][user], Category.OTHER)
+    exclusive_ns = np.maximum(spans["end_ns"] - spans["start_ns"] - spans["child_ns"], 0)
+    width = _NUM_CATEGORIES + 1  # the last column takes what has no category, and is dropped
+    table = np.bincount(step * width + category, exclusive_ns, minlength=len(steps) * width)
+    duration_ns: Floats = table.astype(np.float64).reshape(len(steps), width)[:, :_NUM_CATEGORIES].copy()
+    blocked_step = step[communication.record[entries]]
+    for blocked_category, blocked_ns in (
+        (Category.COMMUNICATION_WAIT, communication.wait_ns[entries]),
+        (Category.COMMUNICATION_TRANSFER, communication.transfer_ns[entries]),
+    ):
+        duration_ns[:, blocked_category] += np.bincount(blocked_step, blocked_ns, minlength=len(steps))
+    overlapped_ns = _overlapped(spans[communication.record[entries]], blocked_step, duration_ns)
+    _settle(duration_ns, cell, rank, last_ns)
+    return Account(rank.rank, steps, duration_ns, overlapped_ns)
+
+
+def _steps(spans: Spans) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The steps that occur, -1 always first; and the position among them of each record's step."""
+    own = np.where(spans["kind"] == Kind.CELL, -1, np.maximum(spans["step"], -1)).astype(np.int64)
+    steps, position = np.unique(np.concatenate([[-1], own]), return_inverse=True)
+    return steps, position[1:]
+
+
+def _overlapped(spans: Spans, step: npt.NDArray[np.int64], duration_ns: Floats) -> Floats:
+    """Per step: length(union(communication)) - blocked, both of this rank; a span counts where it began."""
+    num_steps = len(duration_ns)
+    if not len(spans):
+        return np.zeros(num_steps)
+    order = np.argsort(spans["start_ns"], kind="stable")
+    start, end = spans["start_ns"][order], spans["end_ns"][order]
+    covered = np.concatenate([start[:1], np.maximum.accumulate(end)[:-1]])
+    new_ns = np.maximum(end - np.maximum(start, covered), 0)
+    union_ns = np.bincount(step[order], new_ns, minlength=num_steps)
+    blocked_ns = duration_ns[:, [Category.COMMUNICATION_WAIT, Category.COMMUNICATION_TRANSFER]].sum(axis=1)
+    overlapped_ns: Floats = np.maximum(union_ns - blocked_ns, 0)
+    total_ns = max(0.0, float(union_ns.sum() - blocked_ns.sum()))
+    # work issued in one step and waited for in the next makes a step's difference negative
+    return overlapped_ns * (total_ns / overlapped_ns.sum()) if overlapped_ns.any() else overlapped_ns
+
+
+def _settle(duration_ns: Floats, cell: CellTimeline, rank: RankCell, last_ns: int) -> None:
+    """Add idle, dispatch and other, so that the rank's categories add up to the cell's wall time."""
+    start_ns, end_ns = cell.extent(rank)
+    missing_ns = end_ns - start_ns - float(duration_ns.sum())
+    if missing_ns < 0:
+        # more was recorded than the rank's part of the cell lasted: damaged records. Computation gives first,
+        # as it is what no instrument measured; then the others, the longest first
+        by_category = duration_ns.sum(axis=0)
+        order = [0, *(1 + np.argsort(-by_category[1:]))]
+        for category in order:
+            given_ns = min(-missing_ns, by_category[category])
+            if given_ns > 0:
+                duration_ns[:, category] *= (by_category[category] - given_ns) / by_category[category]
+                missing_ns += given_ns
+        missing_ns = 0.0
+    duration_ns[0, Category.OTHER] += missing_ns
+    duration_ns[0, Category.IDLE] += last_ns - end_ns
+    duration_ns[0, Category.DISPATCH] += start_ns - cell.submitted_ns + max(0, cell.done_ns - last_ns)

@@ -1,0 +1,216 @@
+"""A timeline as a value: cells, the ranks that ran them, and the spans each rank recorded. Notebook side.
+
+Knows the shape of the records and nothing of what they mean: that is ``exposed`` and ``breakdown``. All times
+are nanoseconds on one clock; whoever builds a timeline has applied the clock offsets already.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcnb.core.errors import TimelineError
+from hpcnb.core.spans import SPAN, SPAN_FIELDS
+from hpcnb.timing import units
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from hpcnb.plots.figure import Figure
+
+__all__ = ["SPAN_DTYPE", "CellTimeline", "RankCell", "Spans", "Timeline"]
+
+Spans = npt.NDArray[np.void]  # of dtype SPAN_DTYPE
+
+_NUMPY_CODES = {"B": "u1", "H": "<u2", "I": "<u4", "i": "<i4", "Q": "<u8", "q": "<i8"}
+
+#: One record as the rank packs it, for numpy.
+SPAN_DTYPE = np.dtype([(name, _NUMPY_CODES[code]) for name, code in SPAN_FIELDS])
+
+
+@dataclass(frozen=True, eq=False)
+class RankCell:
+    """One rank's part of one cell.
+
+    Attributes:
+        rank: Global rank.
+        start_ns: When the rank began the cell.
+        end_ns: When it ended, or was last seen alive.
+        spans: Its records, of dtype SPAN_DTYPE, in the order of their ends.
+        strings: What the fields ``group``, ``name`` and ``source`` of its records number.
+        spans_lost: Records that were overwritten before they could be read.
+    """
+
+    rank: int
+    start_ns: int
+    end_ns: int
+    spans: Spans
+    strings: tuple[str, ...] = ("",)
+    spans_lost: int = 0
+
+    @classmethod
+    def from_bytes(
+        cls, rank: int, start_ns: int, end_ns: int, packed: bytes, strings: Iterable[str], spans_lost: int = 0
+    ) -> RankCell:
+        """From records as ``RingReader.drain`` gives them.
+
+        Raises:
+            TimelineError: ``packed`` does not hold whole records.
+        """
+        if len(packed) % SPAN.size:
+            raise TimelineError(
+                f"rank {rank} sent {len(packed)} bytes of spans, which is no multiple of {SPAN.size}: "
+                f"notebook and rank run different versions of hpcnb; install one version, then %hpc start"
+            )
+        spans: Spans = np.frombuffer(packed, dtype=SPAN_DTYPE)
+        return cls(rank, start_ns, end_ns, spans, tuple(strings), spans_lost)
+
+    def text(self, number: int) -> str:
+        """The string that a record calls ``number``; empty when the rank's table had no room for it."""
+        return self.strings[number] if number < len(self.strings) else ""
+
+
+@dataclass(frozen=True, eq=False)
+class CellTimeline:
+    """One cell on all ranks that ran it.
+
+    Attributes:
+        cell: Number of the cell.
+        label: What tracebacks call it, ``cell 3``.
+        submitted_ns: When the notebook sent it.
+        done_ns: When the notebook had every rank's reply.
+        ranks: One entry per rank, ascending.
+    """
+
+    cell: int
+    label: str
+    submitted_ns: int
+    done_ns: int
+    ranks: tuple[RankCell, ...]
+
+    @property
+    def wall_ns(self) -> int:
+        """From sending the cell to the last reply: what the categories of each rank add up to."""
+        return max(0, self.done_ns - self.submitted_ns)
+
+    @property
+    def wall_ms(self) -> float:
+        """The same in milliseconds."""
+        return self.wall_ns / 1e6
+
+    def extent(self, rank: RankCell) -> tuple[int, int]:
+        """Start and end of the rank's part, inside the cell: one that died may have reported neither."""
+        start_ns = min(max(rank.start_ns, self.submitted_ns), max(self.done_ns, self.submitted_ns))
+        return start_ns, min(max(rank.end_ns, start_ns), max(self.done_ns, start_ns))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Timeline:
+    """All spans of some cells, on one clock.
+
+    Attributes:
+        cells: In the order in which they ran.
+    """
+
+    cells: tuple[CellTimeline, ...]
+
+    @classmethod
+    def of(cls, cells: Iterable[CellTimeline]) -> Timeline:
+        """The timeline of these cells."""
+        return cls(tuple(cells))
+
+    @property
+    def world_size(self) -> int:
+        """One more than the highest rank that ran any of the cells; 0 without cells."""
+        return 1 + max((rank.rank for cell in self.cells for rank in cell.ranks), default=-1)
+
+    @property
+    def wall_ms(self) -> float:
+        """The cells' wall times together; time between cells is nobody's."""
+        return sum(cell.wall_ms for cell in self.cells)
+
+    @property
+    def num_spans(self) -> int:
+        """Records of all ranks and cells."""
+        return sum(len(rank.spans) for cell in self.cells for rank in cell.ranks)
+
+    @property
+    def spans_lost(self) -> int:
+        """Records that were overwritten before they could be read; their time is in category ``other``."""
+        return sum(rank.spans_lost for cell in self.cells for rank in cell.ranks)
+
+    def breakdown(self) -> pd.DataFrame:
+        """Where the time went, per rank, step and category; see ``hpcnb.timing.breakdown.breakdown``."""
+        from hpcnb.timing import breakdown
+
+        return breakdown.breakdown(self)
+
+    def plot(self, kind: str = "breakdown") -> Figure:
+        """Draw it.
+
+        Args:
+            kind: ``breakdown``: time per category as bars; ``timeline``: what each rank did when.
+
+        Raises:
+            TimelineError: No such kind, or there is nothing to draw.
+        """
+        # by name, not by import: plots stand above timing and know it
+        figure: Figure = importlib.import_module("hpcnb.plots").plot(self, kind)
+        return figure
+
+    def save(self, path: str | Path) -> Path:
+        """Write it to ``path`` as JSON that people can read and :meth:`load` reads back; returns the path.
+
+        Raises:
+            TimelineError: The file cannot be written.
+        """
+        from hpcnb.timing import saved
+
+        return saved.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Timeline:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            TimelineError: No such file, no timeline in it, damaged, or of another version.
+        """
+        from hpcnb.timing import saved
+
+        return saved.load(path)
+
+    def to_perfetto(self, path: str | Path) -> Path:
+        """Write Chrome trace events, for Perfetto or chrome://tracing; returns the path.
+
+        Raises:
+            TimelineError: The file cannot be written.
+        """
+        from hpcnb.timing import perfetto
+
+        return perfetto.export(self, path)
+
+    def __add__(self, other: Timeline) -> Timeline:
+        return Timeline(self.cells + other.cells) if isinstance(other, Timeline) else NotImplemented
+
+    def __repr__(self) -> str:
+        if not self.cells:
+            return "Timeline: no cells"
+        ranks = {rank.rank for cell in self.cells for rank in cell.ranks}
+        lost = f" · {units.count(self.spans_lost, 'span')} lost" if self.spans_lost else ""
+        return (
+            f"Timeline: {units.count(len(self.cells), 'cell')} · {units.count(len(ranks), 'rank')} · "
+            f"{units.duration(self.wall_ms)} · {units.count(self.num_spans, 'span')}{lost}"
+        )
+
+    def _repr_mimebundle_(
+        self,
+        include: Iterable[str] | None = None,  # noqa: ARG002 - IPython's protocol
+        exclude: Iterable[str] | None = None,  # noqa: ARG002
+    ) -> Mapping[str, Any]:
+        return {"text/plain": repr(self)}
