@@ -20,7 +20,9 @@ import ipyparallel.engine.app as ipp_engine
 import numpy as np
 import torch
 import torch.distributed as dist
+from ipykernel.iostream import OutStream
 from torch.distributed.device_mesh import init_device_mesh
+from traitlets import Type
 
 from hpcnb.core.launch import AgentSpec, RunFolder
 from hpcnb.core.mesh import MeshSpec
@@ -115,9 +117,17 @@ def _control(message: Message, engine: HpcnbEngine) -> None:
         engine.loop.add_callback(_end)
 
 
+class _PythonStream(OutStream):
+    """ipykernel's stream without its watch on descriptors 1 and 2, which lead to the agent here."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "watchfd": False})
+
+
 class HpcnbEngine(ipp_engine.IPEngine):
     """ipyparallel's engine, which tells when its shell is there."""
 
+    out_stream_factory = Type(_PythonStream, allow_none=True)
     when_registered: Any = None
 
     async def complete_registration(self, *args: Any) -> None:

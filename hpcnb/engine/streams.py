@@ -1,7 +1,7 @@
 """sys.stdout and sys.stderr of a rank while cells run: what is printed is under way within milliseconds.
 
-The first line after a pause is sent at once by the thread that printed it; what follows within FLUSH_S is
-gathered and sent by the link thread, so that a cell that computes after printing does not hold its output back.
+A line is sent at once by the thread that printed it, as a terminal would show it, so that it keeps its place
+among what C code writes. In a flood, what follows within FLUSH_S is gathered and sent by the link thread.
 What C code writes to descriptors 1 and 2 goes through pipes that the agent reads (see main.py).
 """
 
@@ -28,6 +28,8 @@ __all__ = ["LinkStream"]
 
 #: Output is gathered for so long before it is sent (a person cannot read faster).
 FLUSH_S = 0.01
+#: So many lines are sent at once in every FLUSH_S; more are a flood.
+_EAGER = 5
 #: A message holds at most so many characters, so that one huge print stays interruptible.
 _CHUNK = 1 << 18
 
@@ -86,7 +88,8 @@ class LinkStream(io.TextIOBase):
         self._pieces: list[str] = []
         self._size = 0
         self._cell = 0
-        self._sent_s = 0.0
+        self._window_s = 0.0
+        self._num_sent = 0
         self._scheduled = False
         self.buffer = _Descriptor(descriptor, self.flush)
 
@@ -123,8 +126,11 @@ class LinkStream(io.TextIOBase):
             self._pieces.append(text)
             self._size += len(text)
             now_s = perf_counter()
+            if now_s - self._window_s > FLUSH_S:
+                self._window_s, self._num_sent = now_s, 0
             # a print is two writes, text and newline: wait for the newline, it comes at once
-            if (now_s - self._sent_s > FLUSH_S and text.endswith("\n")) or self._size > _CHUNK:
+            if (text.endswith("\n") and self._num_sent < _EAGER) or self._size > _CHUNK:
+                self._num_sent += 1
                 self._send()
             elif not self._scheduled:
                 self._scheduled = True
@@ -157,4 +163,3 @@ class LinkStream(io.TextIOBase):
             # lone surrogates (os.fsdecode of odd names) cannot be encoded
             chunk = text[start : start + _CHUNK].encode("utf-8", "backslashreplace").decode()
             self._link.send(Text(self._cell, self._name, chunk, after_pipes))
-        self._sent_s = perf_counter()

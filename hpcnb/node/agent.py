@@ -329,6 +329,8 @@ class Agent:
             self._tell(message)
 
     def _hear_pipe(self, process: RankProcess, pipe: int) -> None:
+        for message in process.read_messages():  # text that Python sent before C code wrote
+            self._rank_said(process, message)
         self._show(process, process.read_pipes(pipe))
         if pipe not in process.descriptors:
             self._unwatch(pipe)
