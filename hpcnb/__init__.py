@@ -28,6 +28,7 @@ __all__ = [
     "Cluster",
     "HpcnbError",
     "Timeline",
+    "current",
     "load_ipython_extension",
     "panel",
     "unload_ipython_extension",
@@ -36,7 +37,7 @@ __all__ = [
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from hpcnb.cluster.cluster import Cluster
+    from hpcnb.cluster.cluster import Cluster, current
     from hpcnb.cluster.result import CellResult
     from hpcnb.core.errors import CellFailed, HpcnbError
     from hpcnb.notebook.panel import panel
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "Cluster": "hpcnb.cluster.cluster",
+    "current": "hpcnb.cluster.cluster",
     "CellResult": "hpcnb.cluster.result",
     "CellFailed": "hpcnb.core.errors",
     "HpcnbError": "hpcnb.core.errors",

@@ -21,6 +21,9 @@ class CellView(Protocol):
     def update(self, run: CellRun) -> None:
         """Something has changed, or 50 ms have passed."""
 
+    def finish(self, run: CellRun, result: CellResult) -> None:
+        """The cell is over."""
+
 
 @dataclass
 class Bar:

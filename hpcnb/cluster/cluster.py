@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from hpcnb.timing.timeline import Timeline
 
-__all__ = ["Cluster"]
+__all__ = ["Cluster", "current"]
 
 #: Launchers by the word a person types; each file of ``launchers/`` is one.
 LAUNCHERS = ("local",)
@@ -163,6 +163,8 @@ class Cluster:
             self.stop()
             raise
         atexit.register(_stop_at_exit, weakref.ref(self), os.getpid())
+        global _latest  # noqa: PLW0603 - magics run on the cluster that was started last
+        _latest = weakref.ref(self)
         return self
 
     def _reset(self) -> None:
@@ -411,6 +413,8 @@ class Cluster:
             self._run_lock.release()
         self.last_result = result
         self._history.append(result)
+        if view is not None:
+            view.finish(run, result)
         return result
 
     _signalled = False
@@ -565,6 +569,15 @@ class Cluster:
             )
             self._client.wait_for_engines(self.world_size, timeout=30)
         return self._client
+
+
+_latest: weakref.ref[Cluster] | None = None
+
+
+def current() -> Cluster | None:
+    """The running cluster that was started last: the one that magics use."""
+    cluster = _latest() if _latest is not None else None
+    return cluster if cluster is not None and cluster.running else None
 
 
 def _lifecycle_events(message: m.Message | watch.Event) -> list[lifecycle.Event]:

@@ -6,7 +6,8 @@ list of items. The result depends on what each rank said and in which order, nev
 
 * the order of every rank's own lines is kept;
 * equal lines are one item wherever the orders of the ranks allow it;
-* among lines that could come next, the one that comes earliest in its rank's output does, then the lowest rank.
+* among lines that could come next, the one that comes earliest in its rank's output does, then the lowest rank;
+* values of last expressions follow all output.
 """
 
 from __future__ import annotations
@@ -154,8 +155,9 @@ class Grouper:
                 keys.append((each.key, seen[each.key]))
             paths.append((keys, nodes, bits))
         items = self._merge(paths)
-        items += self._partials()
-        return items
+        values = [item for item in items if item.kind == "value"]  # what a rank says last, below what all say
+        values.sort(key=lambda item: item.ranks.first())
+        return [*(item for item in items if item.kind != "value"), *self._partials(), *values]
 
     @staticmethod
     def _merge(paths: list[tuple[list[tuple[tuple[str, str], int]], list[_Node], int]]) -> list[Item]:

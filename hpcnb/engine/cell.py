@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import linecache
 import sys
-import types
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from hpcnb.core.messages import (
 from hpcnb.engine import failure, process_group
 
 if TYPE_CHECKING:
+    from IPython.core.compilerop import CachingCompiler
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
     from hpcnb.engine.interrupts import Interrupts
@@ -95,6 +96,15 @@ class _LinkDisplay(DisplayPublisher):
         pass
 
 
+class _LineNumbers(ast.NodeTransformer):
+    """Numbers the lines of a cell as the person sees them, with the magic above it."""
+
+    offset = 0
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        return ast.increment_lineno(node, self.offset) if self.offset else node
+
+
 class CellRunner:
     """Takes messages from the cells socket and runs them in order.
 
@@ -132,13 +142,30 @@ class CellRunner:
         self._hook = _LastValue(shell=shell)
         self._display = _LinkDisplay(send=self._send_display)
         self._file = ""
-        compiler = shell.compile
-        original = compiler.get_code_name
-        # XCachingCompiler names cells by a hash and the process id: different on every rank
-        compiler.get_code_name = types.MethodType(  # type: ignore[method-assign]
-            lambda _, raw, transformed, number: self._file or original(raw, transformed, number), compiler
-        )
+        self._lines = _LineNumbers()
+        shell.ast_transformers.append(self._lines)
+        self._name_cells(shell.compile)
         shell.user_ns.update(names)
+
+    def _name_cells(self, compiler: CachingCompiler) -> None:
+        """Cells are compiled under our name and numbered as the person sees them.
+
+        ipykernel names cells by a hash and the process id, which differ from rank to rank.
+        """
+        name, cache = compiler.get_code_name, compiler.cache
+
+        def get_code_name(raw: str, transformed: str, number: int) -> str:
+            return self._file or name(raw, transformed, number)
+
+        def cache_lines(*args: Any, **kwargs: Any) -> str:
+            file = cache(*args, **kwargs)
+            if self._file and self._lines.offset:  # the lines before the source, so that tracebacks quote the right one
+                size, modified, lines, full_name = linecache.cache[file]  # type: ignore[misc]
+                linecache.cache[file] = (size, modified, ["\n"] * self._lines.offset + lines, full_name)
+            return file
+
+        compiler.get_code_name = get_code_name  # type: ignore[method-assign]
+        compiler.cache = cache_lines  # type: ignore[method-assign]
 
     def on_readable(self) -> None:
         """The cells socket has something; called by the event loop."""
@@ -153,15 +180,14 @@ class CellRunner:
         while self._queue and not self._busy:
             message = self._queue.popleft()
             if isinstance(message, RunCell):
-                source = "\n" * (message.first_line - 1) + message.source
-                transformed = self._transform(source)
+                transformed = self._transform(message.source)
                 if transformed is not None and self._shell.should_run_async(
-                    source, transformed_cell=transformed, preprocessing_exc_tuple=None
+                    message.source, transformed_cell=transformed, preprocessing_exc_tuple=None
                 ):
                     self._busy = True
-                    asyncio.ensure_future(self._run_awaiting(message, source)).add_done_callback(self._awaited)
+                    asyncio.ensure_future(self._run_awaiting(message)).add_done_callback(self._awaited)
                 else:
-                    self._run(message.cell, lambda message=message, source=source: self._source(message, source))  # type: ignore[misc]
+                    self._run(message.cell, lambda message=message: self._source(message))  # type: ignore[misc]
             elif isinstance(message, CallFunction):
                 self._run(message.cell, lambda message=message: self._call(message))  # type: ignore[misc]
             elif isinstance(message, Rebuild):
@@ -194,11 +220,12 @@ class CellRunner:
             self._interrupts.end()
         self._leave(cell, start_ns, outcome)
 
-    async def _run_awaiting(self, message: RunCell, source: str) -> None:
+    async def _run_awaiting(self, message: RunCell) -> None:
         start_ns = self._enter(message.cell)
-        self._set_source(message, source)
+        self._set_source(message)
+        transformed = self._transform(message.source)
         task: asyncio.Task[ExecutionResult] = asyncio.ensure_future(
-            self._shell.run_cell_async(source, store_history=False, transformed_cell=self._transform(source))
+            self._shell.run_cell_async(message.source, store_history=False, transformed_cell=transformed)
         )
         self._interrupts.begin(task)
         try:
@@ -234,6 +261,7 @@ class CellRunner:
             end_ns = self._recorder.end_cell()
             sys.stdout, sys.stderr, shell.display_pub, shell.display_trap.hook, shell._showtraceback = self._saved  # type: ignore[method-assign]
             self._file = ""
+            self._lines.offset = 0
             self._link.send(
                 CellReply(
                     cell, self._rank, outcome.error is None, start_ns, end_ns, outcome.text, outcome.has_value,
@@ -261,19 +289,25 @@ class CellRunner:
 
     # --- what can be run ------------------------------------------------------------------------------------
 
-    def _set_source(self, message: RunCell, source: str) -> None:
+    def _set_source(self, message: RunCell) -> None:
         self._file = f"<{message.label}>"
-        self._hook.muted = _ends_with_semicolon(source)
+        self._lines.offset = message.first_line - 1
+        self._hook.muted = _ends_with_semicolon(message.source)
 
-    def _source(self, message: RunCell, source: str) -> _Outcome:
-        self._set_source(message, source)
-        result = self._shell.run_cell(source, store_history=False)
+    def _source(self, message: RunCell) -> _Outcome:
+        self._set_source(message)
+        result = self._shell.run_cell(message.source, store_history=False)
         return self._outcome_of(result, want_pickle=message.want_pickles)
 
     def _outcome_of(self, result: ExecutionResult, *, want_pickle: bool) -> _Outcome:
         error = result.error_before_exec or result.error_in_exec
         if isinstance(error, SystemExit):
             return _Outcome(notices=(_EXIT,))
+        if isinstance(error, SyntaxError) and error.filename == self._file and error.lineno is not None:
+            error.lineno += self._lines.offset
+            error.text = linecache.getline(self._file, error.lineno) or error.text
+            if error.end_lineno is not None:
+                error.end_lineno += self._lines.offset
         outcome = _Outcome(error=error)
         if self._hook.bundle is not None and error is None:
             data, metadata = self._hook.bundle

@@ -35,7 +35,7 @@ def describe(error: BaseException) -> dict[str, Any]:
     summary = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
     _clean(summary)
     cell, line, code = _cell_position(error, summary)
-    text = _CELL_FILE.sub(lambda match: f"{match[1].capitalize()}, line {match[2]}", "".join(summary.format())).rstrip()
+    text = _CELL_FILE.sub(lambda match: f"C{match[1][1:]}, line {match[2]}", "".join(summary.format())).rstrip()
     try:
         evalue = str(error)
     except Exception as problem:  # a broken __str__ is the user's; the error itself must still be told

@@ -74,7 +74,7 @@ def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder) -> None:
         enable_nanny=False,  # a second process per rank; the agent does its work
         max_heartbeat_misses=0,  # the agent tells when the cluster ends
         wait_for_url_file=60.0,
-        log_level=logging.WARNING,
+        log_level=logging.ERROR,
     )
     engine.initialize([f"--profile-dir={folder.profile}", f"--cluster-id={folder.controller_id}"])
 

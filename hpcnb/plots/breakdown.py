@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcnb.plots import svg
 from hpcnb.plots.figure import Figure
-from hpcnb.plots.theme import LOOKS
+from hpcnb.plots.theme import LOOKS, dress
 from hpcnb.timing import strip, units
 from hpcnb.timing.breakdown import totals
 from hpcnb.timing.timeline import Timeline
@@ -91,43 +91,33 @@ def _live(durations_ms: _Durations, title: str, axis: svg.TimeAxis) -> Any:
     import pandas as pd
     from hvplot import hvPlotTabular
 
-    names = [name for name in LOOKS if any(of_rank.get(name) for of_rank in durations_ms.values())]
-    wide = pd.DataFrame(
+    looks = {name: look for name, look in LOOKS.items() if any(of.get(name) for of in durations_ms.values())}
+    table = pd.DataFrame(
         {
-            LOOKS[name].label: [of_rank.get(name, 0.0) / axis.unit_ms for of_rank in durations_ms.values()]
-            for name in names
+            look.label: [of_rank.get(name, 0.0) / axis.unit_ms for of_rank in durations_ms.values()]
+            for name, look in looks.items()
         }
     )
-    wide["rank"] = [str(rank) for rank in durations_ms]
-    bars = hvPlotTabular(wide)(
+    table["rank"] = [f"rank {rank}" for rank in durations_ms]
+    bars = hvPlotTabular(table)(
         kind="barh",
         x="rank",
-        y=[LOOKS[name].label for name in names],
+        y=[look.label for look in looks.values()],
         stacked=True,
-        cmap={LOOKS[name].label: LOOKS[name].colour for name in names},
+        cmap={look.label: look.colour for look in looks.values()},
+        line_color="white",
         flip_yaxis=True,
-        xlabel=f"time ({axis.unit})",
-        ylabel="rank",
+        xlabel="",  # of the ranks: a bar plot turned on its side keeps the names of its axes
+        ylabel=f"time ({axis.unit})",
         title=title,
-        legend="bottom",
-        width=svg.WIDTH,
-        height=150 + 24 * max(2, min(len(durations_ms), 24)),
+        legend=False,
+        frame_width=svg.WIDTH - svg.MARGIN_LEFT - 40,
+        frame_height=26 * max(2, min(len(durations_ms), 24)),
         group_label="category",
         value_label=f"time ({axis.unit})",
     )
     return bars.opts(
-        hooks=[partial(_patterns, names)], toolbar="right", default_tools=["save", "pan", "box_zoom", "reset"]
+        hooks=[partial(dress, list(looks.values()))],
+        toolbar="above",
+        default_tools=["save", "pan", "box_zoom", "reset"],
     )
-
-
-def _patterns(names: list[str], plot: Any, element: Any) -> None:  # noqa: ARG001 - HoloViews calls it so
-    """Hatch each category as in the static picture; HoloViews has no option for that per category."""
-    from bokeh.transform import factor_cmap, factor_hatch
-
-    labels = [LOOKS[name].label for name in names]
-    glyph = plot.handles["glyph"]
-    patterns = [LOOKS[name].pattern or "blank" for name in names]
-    glyph.hatch_pattern = factor_hatch("category", patterns=patterns, factors=labels)
-    glyph.hatch_color = factor_cmap("category", palette=[LOOKS[name].ink for name in names], factors=labels)
-    glyph.hatch_alpha = 0.55
-    glyph.hatch_scale = 6

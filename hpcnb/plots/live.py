@@ -18,13 +18,13 @@ from typing import Any
 __all__ = ["html"]
 
 
-def html(svg: str, words: str, item: dict[str, Any] | None) -> str:
+def html(svg: str, words: str, item: dict[str, Any]) -> str:
     """The HTML of a figure.
 
     Args:
         svg: The static picture.
-        words: What it says, for those who do not see it.
-        item: The plot as ``bokeh.embed.json_item`` gives it; None for the picture alone.
+        words: What it says; stands below, and in place of the picture for those who do not see it.
+        item: The plot as ``bokeh.embed.json_item`` gives it.
     """
     # an image, not inline SVG: what cleans the HTML of untrusted notebooks removes SVG elements
     picture = base64.b64encode(svg.encode()).decode()
@@ -32,10 +32,9 @@ def html(svg: str, words: str, item: dict[str, Any] | None) -> str:
         f'<div class="hpcnb-static"><img alt="{escape(words)}" '
         f'src="data:image/svg+xml;base64,{picture}" style="max-width:100%"></div>'
     )
-    if item is None:
-        return f'<div class="hpcnb-figure">{static}</div>'
     return (
         f'<div class="hpcnb-figure">{static}<div class="hpcnb-live"></div>'
+        f'<div style="font-size:12px">{escape(words)}</div>'
         f'<script type="text/plain" class="hpcnb-packed">{_packed(item)}</script>'
         f"<script>{_script()}</script></div>"
     )

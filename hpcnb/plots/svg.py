@@ -60,9 +60,9 @@ class TimeAxis:
         return {"ms": 1.0, "s": 1000.0, "min": 60_000.0}[self.unit]
 
     def ticks(self) -> list[float]:
-        """About six round numbers, in the unit."""
+        """Five to ten round numbers, in the unit."""
         length = self.length_ms / self.unit_ms
-        rough = length / 6
+        rough = length / 9
         magnitude = 10.0 ** math.floor(math.log10(rough))
         step = next(
             magnitude * round_number for round_number in (1, 2, 5, 10) if magnitude * round_number >= rough
@@ -164,15 +164,16 @@ def _axis(axis: TimeAxis, label: str, bottom: float) -> Iterator[str]:
 def _paint(
     boxes: Sequence[Box], axis: TimeAxis, row_height: float, fills: Mapping[Look, str]
 ) -> Iterator[str]:
-    """One path per run of boxes that look the same, then the texts that fit."""
-    texts = []
+    """One path per run of boxes that look the same, then their texts, under what is nested in them."""
     for look, run in groupby(boxes, key=lambda box: box.look):
-        outlines = []
+        outlines, texts = [], []
         for box in run:
             left, right = axis.x(box.start_ms), axis.x(box.end_ms)
             top = _TITLE_HEIGHT + row_height * (box.row + box.top)
             height = row_height * (box.bottom - box.top)
-            outlines.append(f"M{left:.1f} {top:.1f}h{max(right - left, 0.1):.1f}v{height:.1f}H{left:.1f}z")
+            # a hair between neighbours where there is room shows where one ends
+            width = right - left - 0.5 if right - left > 4 else max(right - left, 0.1)
+            outlines.append(f"M{left:.1f} {top:.1f}h{width:.1f}v{height:.1f}h-{width:.1f}z")
             if box.text and right - left >= _CHARACTER * len(box.text) + 6 and height >= 11:
                 at = f'x="{(left + right) / 2:.1f}" y="{top + height / 2 + 4:.1f}"'
                 texts.append(
@@ -180,7 +181,7 @@ def _paint(
                     f'stroke-width="3" paint-order="stroke">{escape(box.text)}</text>'
                 )
         yield f'<path fill="{fills[look]}" d="{"".join(outlines)}"/>'
-    yield from texts
+        yield from texts
 
 
 def _legend(looks: Sequence[Look], fills: Mapping[Look, str], top: float) -> tuple[list[str], int]:

@@ -6,12 +6,13 @@ and greys; patterns tell the categories apart in black and white; glyphs are tho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hpcnb.timing.strip import GLYPHS, LABELS
 
-__all__ = ["BANDS", "LOOKS", "Look"]
+__all__ = ["BANDS", "LOOKS", "Look", "dress"]
 
 
 @dataclass(frozen=True)
@@ -52,5 +53,34 @@ LOOKS: Mapping[str, Look] = {name: Look(LABELS[name], GLYPHS[name], *_COLOURS[na
 #: The thin bands of the timeline picture that are no categories.
 BANDS: Mapping[str, Look] = {
     "step": Look("step", "", "#555555", "#FFFFFF", ""),
-    "communication": Look("communication, from issue to completion", "", "#E69F00", "#5C3F00", ""),
+    "communication": Look("communication in flight", "", "#E69F00", "#5C3F00", ""),
 }
+
+
+def dress(looks: Sequence[Look], plot: Any, element: Any) -> None:  # noqa: ARG001 - a HoloViews hook
+    """Give a plot coloured by the column ``category`` our patterns and a legend in our order.
+
+    HoloViews has no options for either: its legend follows the order of the data.
+    """
+    from bokeh.models import Legend, LegendItem
+    from bokeh.transform import factor_cmap, factor_hatch
+
+    labels = [look.label for look in looks]
+    glyph, figure = plot.handles["glyph"], plot.handles["plot"]
+    patterns = [look.pattern or "blank" for look in looks]
+    glyph.hatch_pattern = factor_hatch("category", patterns=patterns, factors=labels)
+    glyph.hatch_color = factor_cmap("category", palette=[look.ink for look in looks], factors=labels)
+    glyph.hatch_alpha, glyph.hatch_scale = 0.55, 6
+    figure.toolbar.logo = None
+    figure.sizing_mode = None  # HoloViews says "fixed", at which Bokeh warns where the frame has the size
+    renderer = plot.handles["glyph_renderer"]
+    shown = list(renderer.data_source.data["category"])
+    items = [
+        LegendItem(label=label, renderers=[renderer], index=shown.index(label))
+        for label in labels
+        if label in shown
+    ]
+    for each in list(figure.legend):
+        each.visible = False
+    legend = Legend(items=items, orientation="horizontal", ncols=6, border_line_color=None, location="left")
+    figure.add_layout(legend, "below")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcnb.plots import svg
 from hpcnb.plots.figure import Figure
-from hpcnb.plots.theme import BANDS, LOOKS, Look
+from hpcnb.plots.theme import BANDS, LOOKS, Look, dress
 from hpcnb.timing import strip, units
 from hpcnb.timing.breakdown import totals
 from hpcnb.timing.gantt import Gantt, Rectangle, gantt
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["plot"]
 
 _MOST_ROWS = 32
-_MOST_STATIC = 1000  # rectangles: keeps the picture below 60 kB
-_MOST_LIVE = 3000
+_MOST_STATIC = 1500  # rectangles: keeps the picture below 60 kB
+_MOST_LIVE = 4000
 _TEXT_WIDTH = 60
 
 # top and bottom of each band in a row of height 1
@@ -67,27 +67,33 @@ def _title(timeline: Timeline) -> str:
 
 
 def _text(picture: Gantt, ranks: Sequence[int]) -> list[str]:
-    """A row of glyphs per rank: what covers the middle of each slice of time."""
+    """A row of glyphs per rank: what takes most of each slice of time."""
     rows = {rank: [" "] * _TEXT_WIDTH for rank in ranks}
+    shares: dict[tuple[int, int], dict[str, float]] = {}
     slice_ms = max(picture.wall_ms, 1e-6) / _TEXT_WIDTH
     for each in picture.rectangles:
-        if each.band == "main" and each.top - each.bottom >= 0.5:
-            first, last = round(each.start_ms / slice_ms), round(each.end_ms / slice_ms)
-            rows[each.rank][first:last] = LOOKS[each.category].glyph * (last - first)
+        columns = range(round(each.start_ms / slice_ms), round(each.end_ms / slice_ms))
+        if each.band == "main":
+            for column in columns:
+                if each.top - each.bottom == 1.0:
+                    rows[each.rank][column] = LOOKS[each.category].glyph
+                else:
+                    shares.setdefault((each.rank, column), {})[each.category] = each.top - each.bottom
+    for (rank, column), of_slice in shares.items():
+        most = max(of_slice, key=lambda category: of_slice[category])
+        if of_slice[most] > 1.0 - sum(of_slice.values()):  # else what encloses them takes more
+            rows[rank][column] = LOOKS[most].glyph
     digits = len(str(max(ranks)))
-    lines = [f" {rank:>{digits}} {''.join(row)}" for rank, row in rows.items()]
     drawn = set().union(*rows.values())
-    lines.append(
-        "   " + "  ".join(f"{look.glyph} {look.label}" for look in LOOKS.values() if look.glyph in drawn)
-    )
-    return lines
+    legend = "  ".join(f"{look.glyph} {look.label}" for look in LOOKS.values() if look.glyph in drawn)
+    return [*(f" {rank:>{digits}} {''.join(row)}" for rank, row in rows.items()), f" {'':>{digits}} {legend}"]
 
 
 def _box(each: Rectangle, row: int) -> svg.Box:
     """Where a rectangle goes in its rank's row; shares stand on the bottom of their band."""
     top, bottom = _BANDS[each.band]
     height = bottom - top
-    text = "" if each.band != "main" or each.name == LOOKS[each.category].label else each.name
+    text = each.name if each.named else ""
     return svg.Box(
         row,
         each.start_ms,
@@ -144,32 +150,27 @@ def _live(timeline: Timeline, ranks: Sequence[int], title: str, axis: svg.TimeAx
             "detail": [each.detail for each in picture.rectangles],
         }
     )
-    names = _shown(picture.rectangles)
+    looks = [_LOOKS[name] for name in _shown(picture.rectangles)]
     rectangles = hv.Rectangles(
         table, kdims=["start", "bottom", "end", "top"], vdims=["category", "rank", "name", "took", "detail"]
     )
     return rectangles.opts(
         color="category",
-        cmap={_LOOKS[name].label: _LOOKS[name].colour for name in names},
+        cmap={look.label: look.colour for look in looks},
         line_width=0,
         invert_yaxis=True,
         yticks=[(row + 0.5, f"rank {rank}") for rank, row in row_of.items()],
         xlabel=f"time ({axis.unit})",
         ylabel="",
         title=title,
-        width=svg.WIDTH,
-        height=150 + 30 * max(2, min(len(ranks), 20)),
-        show_legend=True,
-        legend_position="bottom",
-        legend_cols=5,
+        frame_width=svg.WIDTH - svg.MARGIN_LEFT - 40,
+        frame_height=30 * max(2, min(len(ranks), 20)),
+        xlim=(0, axis.length_ms / axis.unit_ms),
+        ylim=(0, len(ranks)),
+        show_legend=False,
         tools=["xwheel_zoom"],
         default_tools=["save", "xpan", "xbox_zoom", "reset"],
-        hover_tooltips=[
-            ("rank", "@rank"),
-            ("", "@category"),
-            ("name", "@name"),
-            ("took", "@took"),
-            ("", "@detail"),
-        ],
-        toolbar="right",
+        hover_tooltips=[("rank", "@rank"), ("", "@category"), ("", "@name"), ("", "@took"), ("", "@detail")],
+        toolbar="above",
+        hooks=[partial(dress, looks)],
     )

@@ -26,8 +26,8 @@ Ints = npt.NDArray[np.int64]
 # layers of the main band in the order of painting, then the other bands
 _CELL, _EDGE, _USER, _DATA, _BLOCKED, _STEP, _COMMUNICATION = range(7)
 _BANDS = ("main", "main", "main", "main", "main", "step", "communication")
-_MOST_SLICES = 512
-_LEAST_SLICES = 8
+#: How many slices of time to try when there are too many spans.
+_SLICES = (512, 384, 256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8)
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Rectangle:
         category: Name of the category; ``step`` and ``communication`` in those bands.
         name: The user's or the operation's name.
         detail: Size, line and step where known; for a share, what it stands for.
+        named: The name is one that the user gave.
     """
 
     rank: int
@@ -55,6 +56,7 @@ class Rectangle:
     category: str
     name: str
     detail: str
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,16 +102,17 @@ def gantt(timeline: Timeline, *, most: int = 3000, ranks: frozenset[int] | None 
     if total <= most:
         drawn = np.arange(total)
         return Gantt(tuple(_exact(segments, drawn)), timeline.wall_ms, "")
-    num_slices = _MOST_SLICES if len(segments.ranks) * _MOST_SLICES <= most else _LEAST_SLICES * 4
-    while True:
+    for num_slices in _SLICES:
         slice_ns = wall_ns / num_slices
         short = segments.end - segments.start < slice_ns
-        shares = _shares(segments, np.flatnonzero(short), slice_ns, num_slices)
-        if len(shares[0]) + total - np.count_nonzero(short) <= most or num_slices <= _LEAST_SLICES:
-            break
-        num_slices //= 2
+        # at least one share of each slice of each rank: saves trying what cannot fit
+        if len(segments.ranks) * num_slices <= most or num_slices == _SLICES[-1]:
+            shares = _shares(segments, np.flatnonzero(short), slice_ns, num_slices)
+            if len(shares[0]) + total - np.count_nonzero(short) <= most:
+                break
     exact = _exact(segments, np.flatnonzero(~short))
-    slices = _slices(shares, slice_ns / 1e6)
+    # shares never overlap each other: by category, they make long runs of equal looks
+    slices = sorted(_slices(shares, slice_ns / 1e6), key=lambda share: share.category)
     left_out = (
         f"{np.count_nonzero(short):,} of {total:,} intervals are shorter than "
         f"{units.duration(slice_ns / 1e6)} and drawn as shares of slices of that length: "
@@ -241,7 +244,10 @@ def _exact(segments: _Segments, drawn: Ints) -> Iterator[Rectangle]:
         category = CATEGORY_NAMES[segments.category[index]] if band == "main" else band
         name, detail = _hover(cell, rank, layer, record, category)
         start_ms, end_ms = segments.start[index] / 1e6, segments.end[index] / 1e6
-        yield Rectangle(rank.rank, band, float(start_ms), float(end_ms), 0.0, 1.0, category, name, detail)
+        named = layer == _USER and name not in LABELS
+        yield Rectangle(
+            rank.rank, band, float(start_ms), float(end_ms), 0.0, 1.0, category, name, detail, named
+        )
 
 
 def _depth(segments: _Segments, drawn: Ints) -> Ints:

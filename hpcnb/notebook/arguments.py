@@ -1,0 +1,237 @@
+"""Magic lines -> frozen options. Pure: knows neither IPython nor a cluster.
+
+Every unreadable line raises MagicError with one message: what was asked, what there is, what to type.
+"""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from hpcnb.core.errors import MagicError
+
+__all__ = [
+    "VERBS", "CellOptions", "StartOptions", "Verb", "VerbOptions", "cell_flags", "cell_help", "help_text", "parse_cell",
+    "parse_hpc", "verb_words",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CellOptions:
+    """Options of ``%%hpc_parallel``."""
+
+    on: str = "all"
+    timeout_s: float | None = None
+    out: str | None = None
+    show_time: bool = True
+    show_help: bool = False
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """Options of ``%hpc start``; None where nothing was asked."""
+
+    num_ranks: int | None = None
+    launcher: str = "local"
+    mesh: str | None = None
+    name: str = "default"
+    idle_timeout_s: float | None = None
+    threads_per_rank: int | None = None
+
+
+@dataclass(frozen=True)
+class VerbOptions:
+    """A verb of ``%hpc`` and what follows it."""
+
+    verb: str
+    words: tuple[str, ...] = ()
+    start: StartOptions | None = None
+
+
+@dataclass(frozen=True)
+class Verb:
+    """How a verb of ``%hpc`` is written."""
+
+    usage: str
+    help: str
+    max_words: int = 0
+
+
+VERBS: dict[str, Verb] = {
+    "start": Verb(
+        "start [RANKS] [--mesh dp=2,tp=2] [--name NAME] [--threads N] [--idle-timeout SECONDS] [--launcher local]",
+        "start ranks; without a number one per GPU, else one per core up to 4",
+    ),
+    "stop": Verb("stop", "end the cluster; names on the ranks are lost"),
+    "status": Verb("status", "one row per rank: node, process, device, state, memory"),
+    "interrupt": Verb("interrupt", "stop the cell that runs; names are kept"),
+    "recover": Verb("recover", "build the process groups again"),
+    "timing": Verb("timing [breakdown|timeline]", "where the time of the last cell went, as plots", 1),
+    "logs": Verb("logs [RANK]", "what a rank wrote outside of cells; without a rank, the agent's log", 1),
+    "panel": Verb("panel", "a widget: start, stop, status, strip of the last cell"),
+    "help": Verb("help [VERB]", "this text", 1),
+}
+
+_CELL_USAGE = "%%hpc_parallel [--on RANKS] [--timeout SECONDS] [--out NAME] [--time | --no-time]"
+_CELL_FLAGS = {
+    "--on": "ranks: 0-3,7 · ~2 · dp=0&tp=1 · host=n1 · failed · slowest · all",
+    "--timeout": "interrupt the cell after so many seconds",
+    "--out": "set NAME to {rank: value of the last expression}",
+    "--time": "show where the time went (default)",
+    "--no-time": "show output only",
+    "--help": "this text",
+}
+_START_FLAGS = {
+    "--mesh": "axis names and sizes",
+    "--name": "what the cluster is called",
+    "--threads": "OpenMP and torch threads of a rank",
+    "--idle-timeout": "end the cluster so many seconds after the last notebook has gone",
+    "--launcher": "who starts the ranks",
+}
+
+
+def cell_help() -> str:
+    """Help of ``%%hpc_parallel``."""
+    rows = "\n".join(f"  {flag:<10} {words}" for flag, words in _CELL_FLAGS.items())
+    return f"{_CELL_USAGE}\n\nRun the cell on every rank.\n\n{rows}"
+
+
+def help_text(verb: str | None = None) -> str:
+    """Help of ``%hpc``, or of one verb."""
+    if verb is not None:
+        return f"%hpc {VERBS[verb].usage}\n  {VERBS[verb].help}"
+    rows = "\n".join(f"  %hpc {word:<10} {each.help}" for word, each in VERBS.items())
+    return f"%hpc VERB\n\n{rows}\n\n{_CELL_USAGE}\n  run the cell on every rank; --help tells more"
+
+
+def parse_cell(line: str) -> CellOptions:
+    """Read the line of ``%%hpc_parallel``.
+
+    Raises:
+        MagicError: An unknown or incomplete option, or a value that cannot be.
+    """
+    options: dict[str, Any] = {}
+    words = _split(line, "%%hpc_parallel")
+    while words:
+        word = words.pop(0)
+        flag, given = _flag(word, _CELL_FLAGS, "%%hpc_parallel", _CELL_USAGE)
+        if flag in ("--time", "--no-time"):
+            options["show_time"] = flag == "--time"
+        elif flag == "--help":
+            options["show_help"] = True
+        else:
+            value = _value(flag, given, words, "%%hpc_parallel")
+            if flag == "--on":
+                options["on"] = value
+            elif flag == "--timeout":
+                options["timeout_s"] = _positive(flag, value, float)
+            elif not value.isidentifier():
+                _fail(f"%%hpc_parallel --out {value}: {value!r} is no Python name; for example --out losses")
+            else:
+                options["out"] = value
+    return CellOptions(**options)
+
+
+def parse_hpc(line: str) -> VerbOptions:
+    """Read the line of ``%hpc``.
+
+    Raises:
+        MagicError: No or an unknown verb, an unknown option, too many words.
+    """
+    words = _split(line, "%hpc")
+    if not words or words[0] in ("--help", "-h"):
+        return VerbOptions("help")
+    verb, *rest = words
+    if verb not in VERBS:
+        _fail(f"%hpc has no verb {verb!r}{_meant(verb, VERBS)}; there are {', '.join(VERBS)}")
+    if rest in (["--help"], ["-h"]):
+        return VerbOptions("help", (verb,))
+    if verb == "start":
+        return VerbOptions(verb, start=_parse_start(rest))
+    for word in rest:
+        if word.startswith("-"):
+            _fail(f"%hpc {verb} has no option {word!r}; write  %hpc {VERBS[verb].usage}")
+    if len(rest) > VERBS[verb].max_words:
+        _fail(f"%hpc {verb} does not take {rest[-1]!r}; write  %hpc {VERBS[verb].usage}")
+    if verb == "help" and rest and rest[0] not in VERBS:
+        _fail(f"%hpc has no verb {rest[0]!r}{_meant(rest[0], VERBS)}; there are {', '.join(VERBS)}")
+    if verb == "timing" and rest and rest[0] not in ("breakdown", "timeline"):
+        _fail(f"%hpc timing has no plot {rest[0]!r}; there are breakdown, timeline")
+    if verb == "logs" and rest and not rest[0].isdecimal():
+        _fail(f"%hpc logs {rest[0]}: a rank is a number, for example  %hpc logs 0")
+    return VerbOptions(verb, tuple(rest))
+
+
+def _parse_start(words: list[str]) -> StartOptions:
+    options: dict[str, Any] = {}
+    usage = f"%hpc {VERBS['start'].usage}"
+    while words:
+        word = words.pop(0)
+        if not word.startswith("-"):
+            if "num_ranks" in options:
+                _fail(f"%hpc start: the number of ranks is given twice, {options['num_ranks']} and {word}")
+            options["num_ranks"] = _positive("RANKS", word, int)
+            continue
+        flag, given = _flag(word, _START_FLAGS, "%hpc start", usage)
+        value = _value(flag, given, words, "%hpc start")
+        if flag == "--threads":
+            options["threads_per_rank"] = _positive(flag, value, int)
+        elif flag == "--idle-timeout":
+            options["idle_timeout_s"] = _positive(flag, value, float, allow_zero=True)
+        else:
+            options[flag.removeprefix("--")] = value
+    return StartOptions(**options)
+
+
+def _split(line: str, magic: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        _fail(f"{magic} {line}: cannot be read, {error}".replace("No closing quotation", "a quotation mark is missing"))
+
+
+def _flag(word: str, flags: dict[str, str], magic: str, usage: str) -> tuple[str, str | None]:
+    flag, equals, value = word.partition("=")
+    if flag not in flags:
+        _fail(f"{magic} has no option {word!r}{_meant(flag, flags)}; write  {usage}")
+    return flag, value if equals else None
+
+
+def _value(flag: str, given: str | None, words: list[str], magic: str) -> str:
+    if given is not None:
+        return given
+    if not words or words[0].startswith("--"):
+        _fail(f"{magic} {flag} needs a value: {({**_CELL_FLAGS, **_START_FLAGS})[flag]}")
+    return words.pop(0)
+
+
+def _positive(flag: str, text: str, kind: type[float] | type[int], *, allow_zero: bool = False) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = -1
+    if not (value > 0 or (allow_zero and value == 0)) or value == float("inf"):
+        what = "a whole number above 0" if kind is int else "a number of seconds" + ("" if allow_zero else " above 0")
+        _fail(f"{flag} {text}: this is {what}, for example {4 if kind is int else 30}")
+    return value
+
+
+def _meant(word: str, known: Any) -> str:  # noqa: ANN401 - any collection of words
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _fail(words: str) -> NoReturn:
+    raise MagicError(words)
+
+
+def cell_flags() -> list[str]:
+    """Options of ``%%hpc_parallel``, for completion."""
+    return list(_CELL_FLAGS)
+
+
+def verb_words(verb: str) -> list[str]:
+    """What may follow a verb of ``%hpc``, for completion."""
+    return {"start": list(_START_FLAGS), "timing": ["breakdown", "timeline"], "help": list(VERBS)}.get(verb, [])

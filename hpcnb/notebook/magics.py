@@ -1,0 +1,113 @@
+"""``%hpc`` and ``%%hpc_parallel``: each parses its line, calls the cluster once, and shows what came of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
+
+from hpcnb.core.errors import ClusterStateError
+from hpcnb.notebook import arguments, completion, show
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from hpcnb.cluster.cluster import Cluster
+
+__all__ = ["HpcMagics", "register", "unregister"]
+
+
+@magics_class
+class HpcMagics(Magics):  # type: ignore[misc]
+    """The magics; they use the cluster that was started last."""
+
+    @cell_magic
+    def hpc_parallel(self, line: str, cell: str) -> None:
+        """Run the cell on every rank; ``%%hpc_parallel --help`` lists the options."""
+        options = arguments.parse_cell(line)
+        if options.show_help:
+            print(arguments.cell_help())
+            return
+        view = show.cell_view(self.shell, show_time=options.show_time)
+        result = _cluster().execute(
+            cell,
+            on=options.on,
+            timeout_s=options.timeout_s,
+            view=view,
+            label=f"cell In[{self.shell.execution_count}]",
+            first_line=2,  # the magic is line 1, as the editor numbers it
+            want_pickles=options.out is not None,
+        )
+        result.raise_for_errors()
+        if options.out is not None:
+            self.shell.user_ns[options.out] = result.objects()
+
+    @line_magic
+    def hpc(self, line: str) -> Any:  # noqa: ANN401 - what the verb shows
+        """Start, stop and look at the cluster; ``%hpc help`` lists the verbs."""
+        options = arguments.parse_hpc(line)
+        return getattr(self, "_" + options.verb.replace("-", "_"))(options)
+
+    def _start(self, options: arguments.VerbOptions) -> None:
+        from hpcnb.cluster.cluster import Cluster, current
+
+        if (running := current()) is not None:
+            running.start()  # says that it is running already, and what to type
+        asked = options.start or arguments.StartOptions()
+        more = {} if asked.idle_timeout_s is None else {"idle_timeout_s": asked.idle_timeout_s}
+        cluster = Cluster(
+            asked.num_ranks, launcher=asked.launcher, mesh=asked.mesh, name=asked.name,
+            threads_per_rank=asked.threads_per_rank, **more,
+        )  # fmt: skip
+        show.start(self.shell, cluster)
+
+    def _stop(self, _: arguments.VerbOptions) -> None:
+        cluster = _cluster()
+        cluster.stop()
+        print(f"cluster {cluster.name!r} stopped")
+
+    def _status(self, _: arguments.VerbOptions) -> None:
+        show.status(_cluster())
+
+    def _interrupt(self, _: arguments.VerbOptions) -> None:
+        _cluster().interrupt()
+
+    def _recover(self, _: arguments.VerbOptions) -> None:
+        print(f"process groups rebuilt: generation {_cluster().recover()}")
+
+    def _timing(self, options: arguments.VerbOptions) -> None:
+        show.timing(_cluster(), options.words)
+
+    def _logs(self, options: arguments.VerbOptions) -> None:
+        print(_cluster().logs(*(int(word) for word in options.words)) or "(nothing yet)")
+
+    def _panel(self, _: arguments.VerbOptions) -> Any:  # noqa: ANN401 - a widget
+        from hpcnb.notebook.panel import panel
+
+        return panel()
+
+    def _help(self, options: arguments.VerbOptions) -> None:
+        print(arguments.help_text(*options.words))
+
+
+def _cluster() -> Cluster:
+    from hpcnb.cluster.cluster import current
+
+    cluster = current()
+    if cluster is None:
+        msg = "no cluster is running; start one with  %hpc start 4"
+        raise ClusterStateError(msg)
+    return cluster
+
+
+def register(shell: InteractiveShell) -> None:
+    """Add the magics to the shell."""
+    shell.register_magics(HpcMagics)
+    completion.register(shell)
+
+
+def unregister(shell: InteractiveShell) -> None:
+    """Take the magics out of the shell."""
+    shell.magics_manager.magics["line"].pop("hpc", None)
+    shell.magics_manager.magics["cell"].pop("hpc_parallel", None)
+    completion.unregister(shell)

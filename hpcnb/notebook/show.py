@@ -1,0 +1,105 @@
+"""What verbs show: the start with its stages, the status table, the plots of the last cell."""
+
+from __future__ import annotations
+
+import html
+import threading
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from hpcnb.core.errors import TimelineError
+from hpcnb.notebook import view
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from hpcnb.cluster.cell_run import CellView
+    from hpcnb.cluster.cluster import Cluster
+
+__all__ = ["cell_view", "start", "status", "status_rows", "timing"]
+
+
+def _in_notebook(shell: InteractiveShell) -> bool:
+    """Whether outputs can be updated: true in every Jupyter front-end, false in a terminal."""
+    return hasattr(shell, "kernel")
+
+
+def cell_view(shell: InteractiveShell, *, show_time: bool) -> CellView:
+    """The view for where we are."""
+    return view.NotebookView(show_time=show_time) if _in_notebook(shell) else view.TerminalView(show_time=show_time)
+
+
+def start(shell: InteractiveShell, cluster: Cluster) -> None:
+    """Start the cluster and show its stages with their times as they are done."""
+    notebook = _in_notebook(shell)
+    if notebook:
+        _warm_plots()
+    display_id = uuid.uuid4().hex
+    stages: list[str] = []
+
+    def show(words: str, *, update: bool) -> None:
+        if notebook:
+            from IPython.display import display, update_display
+
+            bundle = {"text/plain": words, "text/html": f'<pre style="margin:0">{html.escape(words)}</pre>'}
+            (update_display if update else display)(bundle, raw=True, display_id=display_id)
+
+    def on_stage(words: str) -> None:
+        if stages and words.startswith("ranks ") and stages[-1].startswith("ranks "):
+            stages[-1] = words
+        else:
+            stages.append(words)
+        show(" · ".join([head, *stages]), update=True)
+
+    plural = "s" if cluster.world_size > 1 else ""
+    head = f"starting {cluster.world_size} rank{plural} on this machine"
+    show(head, update=False)
+    cluster.start(on_stage)
+    done = [stage for stage in cluster.start_stages if not stage.startswith("ranks ")]
+    words = f"{done[-1]} · mesh {cluster.mesh} · {' · '.join(done[:-1])}"
+    if notebook:
+        show(words, update=True)
+    else:
+        print(words)
+
+
+def _warm_plots() -> None:
+    """Import what plots need in the background while ranks start, so that the first plot does not wait for it."""
+    from hpcnb.plots import warm
+
+    threading.Thread(target=warm.warm, name="hpcnb-warm-plots", daemon=True).start()
+
+
+def status_rows(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """The status as a table of strings, header first."""
+    header = ["rank", "node", "pid", "device", "state", "memory"]
+    return [
+        header,
+        *(
+            [str(row["rank"]), row["host"], str(row["pid"]), row["device"], row["state"], f"{row['memory_mb']:.0f} MB"]
+            for row in rows
+        ),
+    ]
+
+
+def status(cluster: Cluster) -> None:
+    """One row per rank."""
+    from IPython.display import display
+
+    table = status_rows(cluster.status())
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    text = "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in table)
+    cells = ["".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for row, tag in zip(table, ["th", *["td"] * (len(table) - 1)], strict=True)]
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    display({"text/plain": f"{cluster}\n{text}", "text/html": f"<table>{body}</table>"}, raw=True)
+
+
+def timing(cluster: Cluster, kinds: tuple[str, ...]) -> None:
+    """Plots of the last cell."""
+    from IPython.display import display
+
+    if cluster.last_result is None or cluster.last_result.cell_timeline is None:
+        msg = "there is no cell to draw yet; run one with  %%hpc_parallel"
+        raise TimelineError(msg)
+    for kind in kinds or ("breakdown", "timeline"):
+        display(cluster.last_result.timeline.plot(kind))

@@ -1,0 +1,186 @@
+"""Shows a cell while it runs: in a notebook one output area that is updated, in a terminal lines as they settle."""
+
+from __future__ import annotations
+
+import html
+import sys
+import uuid
+from collections.abc import Callable
+from time import monotonic, perf_counter
+from typing import Any, TextIO
+
+from hpcnb.cluster.cell_run import CellRun
+from hpcnb.cluster.result import CellResult
+from hpcnb.core.grouping import Item
+from hpcnb.core.ranks import RankSet
+from hpcnb.notebook import markup
+
+__all__ = ["NotebookView", "TerminalView", "strip_of"]
+
+#: The output area is redrawn at most so often, and never spends more than a fifth of the time drawing.
+_REDRAW_S = 0.1
+#: A cell that says nothing says after so long that it runs.
+_SILENT_S = 2.0
+#: A terminal waits so long for other ranks to say the same line.
+_SETTLE_S = 0.3
+
+
+def strip_of(result: CellResult) -> list[str]:
+    """The line of words and the bars that say where the time went; empty if no rank answered."""
+    cell = result.cell_timeline
+    if cell is None:
+        return []
+    from hpcnb.timing import strip
+
+    return [strip.words(cell), *strip.bars(cell)]
+
+
+def _footer(result: CellResult) -> list[str]:
+    lines = [f"{markup.label(ranks)} {notice}" for notice, ranks in result.notices.items()]
+    if result.floods:
+        paths = sorted(result.floods.values())
+        where = paths[0] if len(paths) == 1 else f"{paths[0]} ... ({len(paths)} files, one per rank)"
+        lines.append(f"whole output, until the cluster stops: {where}")
+    return lines
+
+
+class NotebookView:
+    """One updated output area: text/plain and text/html, so that a saved notebook reads well anywhere.
+
+    Args:
+        show_time: Whether the strip follows.
+        publish: ``publish(bundle, display_id, update)``; by default IPython's display.
+    """
+
+    def __init__(
+        self, *, show_time: bool, publish: Callable[[dict[str, Any], str, bool], None] | None = None
+    ) -> None:
+        self._show_time = show_time
+        self._publish = publish or _publish
+        self._display_id = uuid.uuid4().hex
+        self._shown = False
+        self._began_s = monotonic()
+        self._next_s = 0.0
+        self._next_status_s = self._began_s + _SILENT_S
+
+    def update(self, run: CellRun) -> None:
+        """Redraw if there is something new and it is time."""
+        now_s = monotonic()
+        if now_s < self._next_s or not (run.changed or now_s >= self._next_status_s):
+            return
+        run.changed = False
+        self._next_status_s = max(self._next_status_s, now_s + 1.0)
+        elapsed_s = now_s - self._began_s
+        running = [f"running {elapsed_s:.0f} s"] if elapsed_s >= _SILENT_S else []
+        bars = [markup.bar_text(bar) for bar in run.bars.values()]
+        before_s = perf_counter()
+        self._draw(run.items(), run.result, bars, running)
+        self._next_s = monotonic() + max(_REDRAW_S, 4 * (perf_counter() - before_s))
+
+    def finish(self, run: CellRun, result: CellResult) -> None:
+        """Draw the cell as it stays."""
+        bars = [markup.bar_text(bar) for bar in run.bars.values()]
+        notes = _footer(result)
+        if self._show_time:
+            notes += strip_of(result)
+        if result.items or bars or notes or self._shown:
+            self._draw(result.items, result, bars, notes)
+        for output in result.displays:
+            if not markup.embeddable(output) and output.bundle.keys() - {"text/plain"}:
+                self._publish(dict(output.bundle), "", False)  # noqa: FBT003 - as declared
+
+    def _draw(self, items: list[Item], result: CellResult, bars: list[str], notes: list[str]) -> None:
+        text = markup.items_text(items, result.displays)
+        below = [*bars, *(["", *notes] if notes and (text or bars) else notes)]
+        parts = [markup.items_html(items, result.displays)]
+        if bars or notes:
+            parts.append(
+                f'<pre style="margin:0;line-height:1.2">{html.escape(chr(10).join(bars))}</pre>' if bars else ""
+            )
+            parts.append(
+                f'<pre style="margin:.4em 0 0;line-height:1.2;opacity:.75">{html.escape(chr(10).join(notes))}</pre>'
+                if notes
+                else ""
+            )
+        plain = "\n".join([*([text] if text else []), *below])
+        self._publish({"text/plain": plain, "text/html": "".join(parts)}, self._display_id, self._shown)
+        self._shown = True
+
+
+def _publish(bundle: dict[str, Any], display_id: str, update: bool) -> None:  # noqa: FBT001 - see NotebookView
+    from IPython.display import display, update_display
+
+    if update:
+        update_display(bundle, display_id=display_id, raw=True)
+    elif display_id:
+        display(bundle, display_id=display_id, raw=True)
+    else:
+        display(bundle, raw=True)
+
+
+class TerminalView:
+    """Prints every line once per rank set, as soon as other ranks have had time to say the same.
+
+    Args:
+        show_time: Whether the strip follows.
+        stream: Where to; by default standard output.
+    """
+
+    def __init__(self, *, show_time: bool, stream: TextIO | None = None) -> None:
+        self._show_time = show_time
+        self._stream = stream or sys.stdout
+        self._printed: dict[tuple[str, str, int], int] = {}
+        self._seen_s: dict[tuple[str, str, int], float] = {}
+        self._bar = ""
+        self._next_s = 0.0
+
+    def update(self, run: CellRun) -> None:
+        """Print what has settled."""
+        now_s = monotonic()
+        if now_s < self._next_s or not (run.changed or self._seen_s):
+            return
+        run.changed = False
+        before_s = perf_counter()
+        self._print(run.items(), run.result, now_s, everyone=run.result.ranks)
+        self._show_bar(" | ".join(markup.bar_text(bar) for bar in run.bars.values() if not bar.finished))
+        self._next_s = monotonic() + max(0.05, 4 * (perf_counter() - before_s))
+
+    def finish(self, run: CellRun, result: CellResult) -> None:
+        """Print the rest."""
+        self._print(result.items, result, float("inf"), everyone=result.ranks)
+        self._show_bar("")
+        lines = [markup.bar_text(bar) for bar in run.bars.values()]
+        lines += _footer(result)
+        if self._show_time:
+            lines += ["", *strip_of(result)]
+        for line in lines:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def _print(self, items: list[Item], result: CellResult, now_s: float, *, everyone: RankSet) -> None:
+        count: dict[tuple[str, str], int] = {}
+        for item in items:
+            if not item.complete:
+                continue
+            count[item.kind, item.text] = count.get((item.kind, item.text), 0) + 1
+            key = (item.kind, item.text, count[item.kind, item.text])
+            missing = item.ranks.bits & ~self._printed.get(key, 0)
+            if not missing:
+                self._seen_s.pop(key, None)
+                continue
+            seen_s = self._seen_s.setdefault(key, now_s)
+            if item.ranks != everyone and now_s - seen_s < _SETTLE_S:
+                break  # later lines wait too: the order of a rank's lines is kept
+            self._seen_s.pop(key, None)
+            self._printed[key] = self._printed.get(key, 0) | missing
+            shown = Item(RankSet.of_bits(missing), item.kind, item.text, slowest=item.slowest)
+            self._show_bar("")
+            self._stream.write(markup.items_text([shown], result.displays, ansi=True) + "\n")
+        self._stream.flush()
+
+    def _show_bar(self, text: str) -> None:
+        if not self._stream.isatty() or text == self._bar:
+            return
+        self._stream.write("\r\x1b[K" + text)
+        self._stream.flush()
+        self._bar = text
