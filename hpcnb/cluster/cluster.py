@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from hpcnb.timing.timeline import Timeline
 
-__all__ = ["Cluster", "current"]
+__all__ = ["Cluster", "current", "starting"]
 
 #: Launchers by the word a person types; each file of ``launchers/`` is one.
 LAUNCHERS = ("local",)
@@ -135,6 +135,11 @@ class Cluster:
         """Whether the cluster has been started and not stopped."""
         return self._link is not None and self._state.phase == "running"
 
+    @property
+    def starting(self) -> bool:
+        """Whether its start is under way, on whichever thread; ``start_stages`` says how far it is."""
+        return self._link is not None and self._state.phase == "starting"
+
     def start(self, on_stage: Callable[[str], None] | None = None) -> Cluster:
         """Start the ranks; returns when all run cells and the process group is up.
 
@@ -150,6 +155,10 @@ class Cluster:
             msg = f"cluster {self.name!r} is running with {self.world_size} ranks already; stop it first: %hpc stop"
             raise ClusterStateError(msg)
         self._reset()
+        # before anything is started: a start on another thread does not outlive the notebook kernel either
+        atexit.register(_stop_at_exit, weakref.ref(self), os.getpid())
+        global _latest, _starting  # noqa: PLW0603 - magics run on the cluster that was started last
+        _starting = weakref.ref(self)
         began_s = time.perf_counter()
         self._folder = RunFolder.create(self.name)
         try:
@@ -162,8 +171,6 @@ class Cluster:
         except BaseException:
             self.stop()
             raise
-        atexit.register(_stop_at_exit, weakref.ref(self), os.getpid())
-        global _latest  # noqa: PLW0603 - magics run on the cluster that was started last
         _latest = weakref.ref(self)
         return self
 
@@ -200,14 +207,15 @@ class Cluster:
 
     def _await_ready(self, deadline_s: float, on_stage: Callable[[str], None] | None) -> None:
         assert self._agent is not None
+        agent = self._agent  # stop() on another thread takes it away, and the agent's farewell ends this loop
         began_s = time.perf_counter()
         while True:
             try:
                 events = _lifecycle_events(self._inbox.get(timeout=0.1))
             except queue.Empty:
                 events = []
-                if (status := self._agent.ended()) is not None:
-                    lines = self._agent.log_lines()
+                if (status := agent.ended()) is not None:
+                    lines = agent.log_lines()
                     events = [lifecycle.AgentEnded(f"the node agent ended with status {status}", lines)]
                 elif time.perf_counter() > deadline_s:
                     events = [lifecycle.Deadline(self._start_timeout_s)]
@@ -572,12 +580,19 @@ class Cluster:
 
 
 _latest: weakref.ref[Cluster] | None = None
+_starting: weakref.ref[Cluster] | None = None
 
 
 def current() -> Cluster | None:
     """The running cluster that was started last: the one that magics use."""
     cluster = _latest() if _latest is not None else None
     return cluster if cluster is not None and cluster.running else None
+
+
+def starting() -> Cluster | None:
+    """The cluster whose start is under way, whoever asked for it: a cell or a panel."""
+    cluster = _starting() if _starting is not None else None
+    return cluster if cluster is not None and cluster.starting else None
 
 
 def _lifecycle_events(message: m.Message | watch.Event) -> list[lifecycle.Event]:

@@ -80,7 +80,7 @@ class LinkError(HpcnbError, ConnectionError):
     """The connection to a node agent failed or was refused."""
 
 
-class CellFailed(HpcnbError):  # noqa: N818 - reads as what happened, as in the text a person sees
+class CellFailed(HpcnbError):
     """A parallel cell raised on at least one rank; the text holds one traceback per distinct error."""
 
     def _render_traceback_(self) -> list[str]:

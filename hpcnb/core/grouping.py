@@ -1,12 +1,13 @@
 """Output of many ranks as one text: every line once, with exactly the ranks that said it. Both sides; pure.
 
-Lines of a rank are a path in a tree (ranks that have said the same so far share a node), so the cost of a line
-does not grow with the number of ranks that say it. :meth:`Grouper.layout` merges the distinct paths into one
-list of items. The result depends on what each rank said and in which order, never on timing:
+Lines of a rank are a path in a tree (ranks that have said the same so far share a node), so the cost of a
+line does not grow with the number of ranks that say it. :meth:`Grouper.layout` merges the distinct paths into
+one list of items. The result depends on what each rank said and in which order, never on timing:
 
 * the order of every rank's own lines is kept;
 * equal lines are one item wherever the orders of the ranks allow it;
-* among lines that could come next, the one that comes earliest in its rank's output does, then the lowest rank;
+* among lines that could come next, the one that comes earliest in its rank's output does, then the lowest
+  rank;
 * values of last expressions follow all output.
 """
 
@@ -63,6 +64,11 @@ class _Cursor:
         return id(self.node), tuple(sorted(self.partial.items()))
 
 
+_Cursors = dict[tuple[int, tuple[tuple[str, str], ...]], tuple[_Cursor, int]]
+#: What some ranks said: every line with how often they had said it, its node, and the bitmap of these ranks.
+_Path = tuple[list[tuple[tuple[str, str], int]], list[_Node], int]
+
+
 class Grouper:
     """Takes output of ranks in any chunks, and lays it out.
 
@@ -76,7 +82,7 @@ class Grouper:
 
     def add(self, ranks: RankSet, kind: str, text: str) -> None:
         """These ranks said ``text`` next: a chunk of a stream, or one whole item of any other kind."""
-        moved: dict[tuple[int, tuple[tuple[str, str], ...]], tuple[_Cursor, int]] = {}
+        moved: _Cursors = {}
         for cursor, bits in self._cursors:
             touched = bits & ranks.bits
             if bits & ~touched:
@@ -87,19 +93,17 @@ class Grouper:
 
     def finish(self) -> None:
         """No more output: lines that have not ended are complete now."""
-        moved: dict[tuple[int, tuple[tuple[str, str], ...]], tuple[_Cursor, int]] = {}
+        moved: _Cursors = {}
         for cursor, bits in self._cursors:
             node = cursor.node
             for kind, partial in sorted(cursor.partial.items(), reverse=True):  # stdout before stderr
-                if partial.strip("\r"):
+                if _visible(partial)[0]:
                     node = self._line(node, kind, partial, bits)
             self._put(moved, _Cursor(node, {}), bits)
         self._cursors = list(moved.values())
 
     @staticmethod
-    def _put(
-        cursors: dict[tuple[int, tuple[tuple[str, str], ...]], tuple[_Cursor, int]], cursor: _Cursor, bits: int
-    ) -> None:
+    def _put(cursors: _Cursors, cursor: _Cursor, bits: int) -> None:
         key = cursor.key()
         cursors[key] = (cursor, bits | cursors[key][1]) if key in cursors else (cursor, bits)
 
@@ -108,8 +112,9 @@ class Grouper:
             node = cursor.node
             partial = dict(cursor.partial)
             for stream in ("stdout", "stderr"):  # a picture in the middle of a line ends the line
-                if partial.get(stream, "").strip("\r"):
-                    node = self._line(node, stream, partial.pop(stream), bits)
+                line = partial.pop(stream, "")
+                if _visible(line)[0]:
+                    node = self._line(node, stream, line, bits)
             return _Cursor(self._child(node, (kind, text), text, bits), partial)
         *lines, rest = (cursor.partial.get(kind, "") + text).replace("\r\n", "\n").split("\n")
         node = cursor.node
@@ -136,7 +141,7 @@ class Grouper:
 
     def layout(self) -> list[Item]:
         """The merged output so far."""
-        paths: list[tuple[list[tuple[tuple[str, str], int]], list[_Node], int]] = []
+        paths: list[_Path] = []
         merged: dict[int, tuple[_Node, int]] = {}
         for cursor, bits in self._cursors:
             node, so_far = merged.get(id(cursor.node), (cursor.node, 0))
@@ -160,7 +165,7 @@ class Grouper:
         return [*(item for item in items if item.kind != "value"), *self._partials(), *values]
 
     @staticmethod
-    def _merge(paths: list[tuple[list[tuple[tuple[str, str], int]], list[_Node], int]]) -> list[Item]:
+    def _merge(paths: list[_Path]) -> list[Item]:
         if len(paths) == 1:  # the usual case: all ranks said the same
             _, nodes, bits = paths[0]
             return [_item(node.key[0], [node], bits) for node in nodes]
@@ -207,13 +212,11 @@ class Grouper:
                     variants = groups.setdefault((kind, _bar_key(shown) if rewritten else shown), {})
                     variants[shown] = variants.get(shown, 0) | bits
         items = []
-        for (kind, _), variants in sorted(groups.items(), key=lambda group: _lowest(sum(group[1].values()))):
+        for (kind, _), variants in groups.items():
             text, slowest = _slowest_variant(variants)
-            bits = 0
-            for each in variants.values():
-                bits |= each
-            items.append(Item(RankSet.of_bits(bits), kind, text, complete=False, slowest=slowest))
-        return items
+            ranks = RankSet.of_bits(sum(variants.values()))  # a rank has one of them
+            items.append(Item(ranks, kind, text, complete=False, slowest=slowest))
+        return sorted(items, key=lambda item: (item.ranks.first(), item.kind != "stdout"))
 
 
 def _lowest(bits: int) -> int:
@@ -222,11 +225,9 @@ def _lowest(bits: int) -> int:
 
 def _visible(line: str) -> tuple[str, bool]:
     """What a terminal would show of the line, and whether it rewrote itself."""
-    line = _CURSOR.sub("", line)
     body = line.rstrip("\r")
-    if "\r" not in body:
-        return body, False
-    return body[body.rindex("\r") + 1 :], True
+    at = body.rfind("\r")
+    return _CURSOR.sub("", body[at + 1 :]), at >= 0
 
 
 def _bar_key(text: str) -> str:

@@ -113,7 +113,8 @@ class RunFolder:
         if status.st_uid != os.getuid() or status.st_mode & 0o077:
             msg = (
                 f"{root} must belong to you with mode 0700 (it holds the keys of clusters), but has owner "
-                f"{status.st_uid} and mode {status.st_mode & 0o777:o}; run  chmod 700 {root}  or set HPCNB_RUNTIME_DIR"
+                f"{status.st_uid} and mode {status.st_mode & 0o777:o}; run  chmod 700 {root}  or set "
+                "HPCNB_RUNTIME_DIR"
             )
             raise PermissionError(msg)
         safe = "".join(letter if letter.isalnum() else "_" for letter in cluster_name)[:24]

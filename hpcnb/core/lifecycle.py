@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from hpcnb.core.ranks import RankSet
@@ -15,9 +15,9 @@ __all__ = [
     "Fail",
     "Lifecycle",
     "Linked",
-    "Ready",
     "RankEnded",
     "RankIsReady",
+    "Ready",
     "Refusal",
     "StageEnded",
     "StartFailure",
@@ -126,8 +126,8 @@ class Lifecycle:
 
     world_size: int
     phase: Literal["starting", "running", "failed"] = "starting"
-    ready: RankSet = RankSet()
-    ended: RankSet = RankSet()
+    ready: RankSet = field(default_factory=RankSet)
+    ended: RankSet = field(default_factory=RankSet)
     linked: bool = False
     stages: tuple[str, ...] = ()
 
@@ -135,7 +135,8 @@ class Lifecycle:
 def advance(state: Lifecycle, event: Event) -> tuple[Lifecycle, list[Action]]:
     """The state after ``event``, and what is to be done about it."""
     if isinstance(event, RankEnded):
-        state = replace(state, ended=state.ended | RankSet([event.rank]), ready=state.ready - RankSet([event.rank]))
+        rank = RankSet([event.rank])
+        state = replace(state, ended=state.ended | rank, ready=state.ready - rank)
     if state.phase != "starting":
         return state, []
     if isinstance(event, Linked):
@@ -165,7 +166,8 @@ def _failure(state: Lifecycle, event: Event) -> Fail:
                 return Fail(line.removeprefix("VERSION "), version_mismatch=True)
         return Fail(_with_log(event.reason, event.log_lines))
     timeout_s = event.timeout_s if isinstance(event, Deadline) else 0.0
-    reached = ", ".join(state.stages) or ("the agent answered" if state.linked else "nothing, the agent did not answer")
+    nothing = "the agent answered" if state.linked else "nothing, the agent did not answer"
+    reached = ", ".join(state.stages) or nothing
     missing = RankSet.all(state.world_size) - state.ready
     return Fail(f"{missing.words()} not ready after {timeout_s:.0f} s; done so far: {reached}")
 

@@ -1,4 +1,4 @@
-"""The mesh as a value: axis names and sizes, and where a rank lies in it. Both sides; knows nothing of torch."""
+"""The mesh as a value: axis names and sizes, and where a rank lies in it. Both sides; knows no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["RESERVED_AXIS_NAMES", "MeshSpec"]
 
 #: Words of the selection language that an axis may not be called.
 RESERVED_AXIS_NAMES = frozenset({"all", "failed", "slowest", "host"})
-_AXIS = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*(\d+)\s*")
+_AXIS = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*(\d{1,9})\s*")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,10 @@ class MeshSpec:
                 raise MeshError(msg)
             axis, size = match[1], int(match[2])
             if axis in RESERVED_AXIS_NAMES:
-                msg = f"mesh {text!r}: {axis!r} is a word of the rank selection; call the axis something else, for example dp"
+                msg = (
+                    f"mesh {text!r}: {axis!r} is a word of the rank selection; "
+                    "call the axis something else, for example dp"
+                )
                 raise MeshError(msg)
             if axis in axes:
                 msg = f"mesh {text!r}: axis {axis!r} is named twice"

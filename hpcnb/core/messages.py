@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgpack
 
 from hpcnb.core.ranks import RankSet
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform(**_: bool) -> Any:
+        """Only type checkers read it; in ``typing`` from Python 3.11 on."""
+        return lambda decorator: decorator
+
 
 PROTOCOL = 1
 #: No single message is larger; what is larger is refused before it is read into memory.
@@ -25,7 +34,7 @@ class MessageError(ValueError):
 
 
 _TYPES: dict[str, type[Message]] = {}
-_M = TypeVar("_M", bound="type[Message]")
+_M = TypeVar("_M", bound="Message")
 
 
 class Message:
@@ -34,7 +43,8 @@ class Message:
     _names: ClassVar[tuple[str, ...]] = ()
 
 
-def _message(cls: _M) -> _M:
+@dataclass_transform(frozen_default=True)
+def _message(cls: type[_M]) -> type[_M]:
     cls = dataclass(frozen=True, slots=True)(cls)
     cls._names = tuple(field.name for field in fields(cls))  # type: ignore[arg-type]
     _TYPES[cls.__name__] = cls
@@ -56,10 +66,13 @@ def _extension(code: int, packed: bytes) -> object:
 
 
 def encode(message: Message) -> bytes:
-    """The message as bytes."""
+    """The message as bytes; lone surrogates (``os.fsdecode`` of odd names) have no UTF-8: they are escaped."""
     cls = type(message)
     packed: bytes = msgpack.packb(
-        [cls.__name__, *[getattr(message, name) for name in cls._names]], default=_default, use_bin_type=True
+        [cls.__name__, *[getattr(message, name) for name in cls._names]],
+        default=_default,
+        use_bin_type=True,
+        unicode_errors="backslashreplace",
     )
     return packed
 
@@ -299,7 +312,6 @@ class Text(Message):
     cell: int
     stream: str
     text: str
-    after_pipes: bool  # C code had written something that was still unread in a pipe
 
 
 @_message

@@ -9,6 +9,7 @@
     values       = NUMBER | NUMBER "-" NUMBER
 
 so ``0-3,7``, ``~2``, ``dp=0&tp=1``, ``host=n1``, ``failed``. Not binds closest, then ``&``, then ``,``.
+The name of a host may be anything without ``,&~()=`` and blanks, also ``10.0.0.1`` or ``3f2a91c0``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from hpcnb.core.ranks import RankSet
 
 __all__ = ["SelectionContext", "select"]
 
-_TOKEN = re.compile(r"\s*(?:(?P<number>\d+)|(?P<name>[A-Za-z_][\w.:]*(?:-[\w.:]+)*)|(?P<symbol>[,&~()=-]))")
+_TOKEN = re.compile(
+    r"\s*(?:host\s*=\s*(?P<host>[^\s,&~()=]+)"
+    r"|(?P<number>\d{1,9}(?!\d))"
+    r"|(?P<name>[A-Za-z_][\w.:]*(?:-[\w.:]+)*)"
+    r"|(?P<symbol>[,&~()=-]))"
+)
+#: Parentheses and nots may be nested so deep; the parser calls itself for each.
+_MAX_DEPTH = 50
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,7 @@ class _Parser:
         self.context = context
         self.tokens = self._tokens()
         self.position = 0
+        self.depth = 0
 
     def _tokens(self) -> list[tuple[str, str]]:
         tokens: list[tuple[str, str]] = []
@@ -81,14 +90,12 @@ class _Parser:
     def _error(self, what: str) -> SelectionError:
         axis = self.context.mesh.axes[0]
         return SelectionError(
-            f"--on {self.text}: {what}; write for example 0-3,7 or ~2 or {axis}=0 or host=NAME or failed or all"
+            f"--on {self.text}: {what}; "
+            f"write for example 0-3,7 or ~2 or {axis}=0 or host=NAME or failed or all"
         )
 
-    def _peek(self, symbol: str) -> bool:
-        return self.position < len(self.tokens) and self.tokens[self.position][1] == symbol
-
     def _take(self, symbol: str) -> bool:
-        if self._peek(symbol):
+        if self.position < len(self.tokens) and self.tokens[self.position] == ("symbol", symbol):
             self.position += 1
             return True
         return False
@@ -114,20 +121,31 @@ class _Parser:
         return ranks
 
     def _term(self) -> RankSet:
+        self.depth += 1
+        if self.depth > _MAX_DEPTH:
+            raise self._error(f"is nested more than {_MAX_DEPTH} deep")
         if self._take("~"):
-            return RankSet.all(self.context.world_size) - self._term()
-        if self._take("("):
+            ranks = RankSet.all(self.context.world_size) - self._term()
+        elif self._take("("):
             ranks = self._union()
             if not self._take(")"):
                 raise self._error("misses a ')'")
-            return ranks
+        else:
+            ranks = self._plain()
+        self.depth -= 1
+        return ranks
+
+    def _plain(self) -> RankSet:
         if self.position >= len(self.tokens):
             raise self._error("ends too early")
         kind, word = self.tokens[self.position]
+        size = self.context.world_size
         if kind == "number":
-            return self._range(self.context.world_size, "rank", f"the cluster has ranks 0-{self.context.world_size - 1}")
+            return self._range(size, "rank", f"the cluster has ranks 0-{size - 1}")
+        self.position += 1
+        if kind == "host":
+            return self._host(word)
         if kind == "name":
-            self.position += 1
             return self._name(word)
         raise self._error(f"did not expect {word!r}")
 
@@ -158,11 +176,12 @@ class _Parser:
                 return context.failed
             if word == "slowest":
                 return context.slowest
-            known = ", ".join(["all", "failed", "slowest", *(f"{axis}=..." for axis in context.mesh.axes), "host=..."])
+            axes = [f"{axis}=..." for axis in context.mesh.axes]
+            known = ", ".join(["all", "failed", "slowest", *axes, "host=..."])
             msg = f"--on {self.text}: no selection {word!r}; there are rank numbers and {known}"
             raise SelectionError(msg)
         if word == "host":
-            return self._host()
+            raise self._error("expected a host name after host=")
         if word not in context.mesh.axes:
             msg = f"--on {self.text}: no axis {word!r}; this cluster's mesh is {context.mesh}"
             raise SelectionError(msg)
@@ -172,11 +191,7 @@ class _Parser:
             rank for rank in range(context.world_size) if context.mesh.coordinates(rank)[word] in wanted
         )
 
-    def _host(self) -> RankSet:
-        if self.position >= len(self.tokens) or self.tokens[self.position][0] == "symbol":
-            raise self._error("expected a host name after host=")
-        name = self.tokens[self.position][1]
-        self.position += 1
+    def _host(self, name: str) -> RankSet:
         ranks = RankSet(rank for rank, host in enumerate(self.context.hosts) if host == name)
         if not ranks:
             hosts = ", ".join(dict.fromkeys(self.context.hosts)) or "none"

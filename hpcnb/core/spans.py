@@ -87,7 +87,7 @@ SPAN_FIELDS = (
     ("line", "I"),  # the user's line, 0 if unknown
     ("step", "i"),  # turn of the outermost hpc.progress, -1 outside
     ("peer", "i"),  # global rank of the other side (point-to-point) or root; -1 where there is none
-    ("sequence", "I"),  # number of this operation in its group, per kind and (point-to-point) peer and direction
+    ("sequence", "I"),  # number of this operation in its group, per kind, and per peer and direction
     ("source", "I"),  # string: the cell or file of ``line``
     ("num_bytes", "Q"),
     ("start_ns", "q"),  # issue, for communication
@@ -127,7 +127,7 @@ _HEADER = struct.Struct("<8sIIQ")
 _WRITTEN = struct.Struct("<Q")
 _WRITTEN_AT = 16
 _STATE_AT = 64
-#: in a collective (1) or not (0), string of its name, string of its group, sequence, line, source, bytes, since_ns
+#: in a collective (1) or not (0), strings of its name and its group, sequence, line, source, bytes, since_ns
 _STATE = struct.Struct("<BxHHHIIIQq")
 _STRINGS_AT = 512
 _STRINGS_BYTES = 65536 - _STRINGS_AT
@@ -138,6 +138,10 @@ HEADER_BYTES = 65536
 def ring_bytes(num_slots: int) -> int:
     """Size of the shared memory for ``num_slots`` records."""
     return HEADER_BYTES + num_slots * SPAN.size
+
+
+def _slots_of(num_bytes: int) -> int:
+    return (num_bytes - HEADER_BYTES) // SPAN.size
 
 
 class RankState(NamedTuple):
@@ -177,13 +181,15 @@ class RingWriter:
         if number is not None:
             return number
         with self._lock:
+            if text in self._strings:  # another thread was faster
+                return self._strings[text]
             encoded = text.encode("utf-8", "replace")[:500]
             end = self._strings_used + 2 + len(encoded)
             if end > _STRINGS_BYTES - _STRINGS.size or len(self._strings) >= 0xFFFF:
                 return 0
             at = _STRINGS_AT + _STRINGS.size + self._strings_used
             self._memory[at : at + 2 + len(encoded)] = struct.pack("<H", len(encoded)) + encoded
-            number = self._strings.setdefault(text, len(self._strings))
+            number = self._strings[text] = len(self._strings)
             self._strings_used = end
             _STRINGS.pack_into(self._memory, _STRINGS_AT, len(self._strings), self._strings_used)
         return number
@@ -201,7 +207,8 @@ class RingWriter:
         self, name: int, group: int, sequence: int, line: int, source: int, num_bytes: int, since_ns: int
     ) -> None:
         """Say that the main thread is now inside this operation."""
-        _STATE.pack_into(self._memory, _STATE_AT, 1, name, group, 0, sequence, line, source, num_bytes, since_ns)
+        state = (1, name, group, 0, sequence, line, source, num_bytes, since_ns)
+        _STATE.pack_into(self._memory, _STATE_AT, *state)
 
     def leave_communication(self) -> None:
         """Say that the main thread is out of it."""
@@ -219,8 +226,9 @@ class RingReader:
     """
 
     def __init__(self, memory: mmap.mmap) -> None:
-        magic, version, self._num_slots, _ = _HEADER.unpack_from(memory, 0)
-        if magic != _MAGIC or version != 1 or len(memory) < ring_bytes(self._num_slots):
+        header = bytes(memory[: _HEADER.size]).ljust(_HEADER.size, b"\0")
+        magic, version, self._num_slots, _ = _HEADER.unpack(header)
+        if magic != _MAGIC or version != 1 or not 0 < self._num_slots <= _slots_of(len(memory)):
             msg = f"not a span ring: magic {magic!r}, version {version}, {len(memory)} bytes"
             raise ValueError(msg)
         self._memory = memory
@@ -229,19 +237,25 @@ class RingReader:
         self._strings_at = 0
 
     def drain(self) -> tuple[bytes, int]:
-        """New records, concatenated, oldest first; and how many were overwritten before they could be read."""
+        """New records, concatenated, oldest first; and how many were overwritten before they were read."""
         (written,) = _WRITTEN.unpack_from(self._memory, _WRITTEN_AT)
         if written == self._read:
             return b"", 0
-        # a margin: the writer may be overwriting the oldest slots while we copy
-        lost = max(0, written - self._read - self._num_slots + (64 if written > self._num_slots else 0))
-        first, last = (self._read + lost) % self._num_slots, written % self._num_slots
-        self._read = written
-        start, end = HEADER_BYTES + first * SPAN.size, HEADER_BYTES + last * SPAN.size
-        if first < last:
-            return self._memory[start:end], lost
+        first = max(self._read, written - self._num_slots)
+        records = self._copy(first, written)
+        # the writer may have gone on: what it has filled meanwhile, and the slot it fills now, are not ours
+        (now,) = _WRITTEN.unpack_from(self._memory, _WRITTEN_AT)
+        safe = min(max(first, now - self._num_slots + 1), written)
+        lost, self._read = safe - self._read, written
+        return records[(safe - first) * SPAN.size :], lost
+
+    def _copy(self, first: int, end: int) -> bytes:
+        at, until = first % self._num_slots, end % self._num_slots
+        start, stop = HEADER_BYTES + at * SPAN.size, HEADER_BYTES + until * SPAN.size
+        if at < until:
+            return self._memory[start:stop]
         limit = HEADER_BYTES + self._num_slots * SPAN.size
-        return self._memory[start:limit] + self._memory[HEADER_BYTES:end], lost
+        return self._memory[start:limit] + self._memory[HEADER_BYTES:stop]
 
     def strings(self) -> list[str]:
         """The string table so far; entry 0 is the empty string."""

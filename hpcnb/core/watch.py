@@ -1,12 +1,12 @@
 """What to do about the ranks of a running cell: pure decisions over replies, exits, interrupts and deadlines.
 
-Fed with events, returns actions; knows no clock, no process and no socket. Ranks that are stuck in a collective
-are named here but not yet released: their place is this module.
+Fed with events, returns actions; knows no clock, no process and no socket. Ranks that are stuck in a
+collective are named here but not yet released: their place is this module.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from hpcnb.core.ranks import RankSet
 
@@ -93,7 +93,7 @@ class Watch:
     """
 
     running: RankSet
-    exited: RankSet = RankSet()
+    exited: RankSet = field(default_factory=RankSet)
     interrupted: bool = False
     timed_out: bool = False
     ended: bool = False

@@ -1,7 +1,6 @@
 """Runs what the agent sends on the engine's main thread, in the engine's IPython shell, one after the other.
 
-While a cell runs, the shell's displays and streams lead to the link; otherwise they are ipyparallel's own, so
-that %%px and views see what they always saw.
+While a cell runs, the shell's displays lead to the link; otherwise they are ipyparallel's own.
 """
 
 from __future__ import annotations
@@ -240,10 +239,8 @@ class CellRunner:
 
     def _enter(self, cell: int) -> int:
         shell = self._shell
-        for name, value in self._names.items():  # `del rank` brings ours back
-            shell.user_ns.setdefault(name, value)
         self._saved = (sys.stdout, sys.stderr, shell.display_pub, shell.display_trap.hook, shell._showtraceback)
-        sys.stdout, sys.stderr = self._streams
+        sys.stdout, sys.stderr = self._streams  # a cell may have replaced them for good
         shell.display_pub = self._display
         shell.display_trap.hook = self._hook
         shell._showtraceback = self._keep_traceback_quiet  # type: ignore[method-assign]
@@ -260,6 +257,8 @@ class CellRunner:
                     stream.flush()
             end_ns = self._recorder.end_cell()
             sys.stdout, sys.stderr, shell.display_pub, shell.display_trap.hook, shell._showtraceback = self._saved  # type: ignore[method-assign]
+            for name, value in self._names.items():  # `del rank` brings ours back
+                shell.user_ns.setdefault(name, value)
             self._file = ""
             self._lines.offset = 0
             self._link.send(
@@ -291,7 +290,9 @@ class CellRunner:
 
     def _set_source(self, message: RunCell) -> None:
         self._file = f"<{message.label}>"
-        self._lines.offset = message.first_line - 1
+        # IPython drops empty lines before the first statement
+        num_empty = next((i for i, line in enumerate(message.source.splitlines()) if line.strip()), 0)
+        self._lines.offset = message.first_line - 1 + num_empty
         self._hook.muted = _ends_with_semicolon(message.source)
 
     def _source(self, message: RunCell) -> _Outcome:

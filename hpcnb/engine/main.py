@@ -16,13 +16,10 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-import ipyparallel.engine.app as ipp_engine
 import numpy as np
 import torch
 import torch.distributed as dist
-from ipykernel.iostream import OutStream
 from torch.distributed.device_mesh import init_device_mesh
-from traitlets import Type
 
 from hpcnb.core.launch import AgentSpec, RunFolder
 from hpcnb.core.mesh import MeshSpec
@@ -33,6 +30,7 @@ from hpcnb.engine import devices, process_group
 from hpcnb.engine.cell import CellRunner
 from hpcnb.engine.hpc import Hpc
 from hpcnb.engine.interrupts import Interrupts
+from hpcnb.engine.ipp import Engine
 from hpcnb.engine.link import RankLink
 from hpcnb.engine.recorder import Recorder
 from hpcnb.engine.streams import LinkStream
@@ -69,7 +67,7 @@ def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder) -> None:
     recorder = Recorder(ring, enabled=spec.record)
     device = devices.select_device(seat.local_rank)
     names = _join_group(seat, spec, device, recorder, link)
-    engine = HpcnbEngine.instance(
+    engine = Engine.instance(
         id=seat.rank,
         enable_nanny=False,  # a second process per rank; the agent does its work
         max_heartbeat_misses=0,  # the agent tells when the cluster ends
@@ -83,6 +81,7 @@ def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder) -> None:
             LinkStream("stdout", 1, link, interrupts, lambda: recorder.cell),
             LinkStream("stderr", 2, link, interrupts, lambda: recorder.cell),
         )
+        sys.stdout, sys.stderr = streams
         runner = CellRunner(seat.rank, engine.kernel.shell, link, streams, recorder, interrupts, names)
         interrupts.install()  # the engine ignores SIGINT from here on; cells shall not
         loop = engine.loop.asyncio_loop
@@ -111,29 +110,10 @@ def _end() -> None:
         os._exit(0)
 
 
-def _control(message: Message, engine: HpcnbEngine) -> None:
+def _control(message: Message, engine: Engine) -> None:
     """A message for the link thread."""
     if type(message).__name__ == "Shutdown":
         engine.loop.add_callback(_end)
-
-
-class _PythonStream(OutStream):
-    """ipykernel's stream without its watch on descriptors 1 and 2, which lead to the agent here."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "watchfd": False})
-
-
-class HpcnbEngine(ipp_engine.IPEngine):
-    """ipyparallel's engine, which tells when its shell is there."""
-
-    out_stream_factory = Type(_PythonStream, allow_none=True)
-    when_registered: Any = None
-
-    async def complete_registration(self, *args: Any) -> None:
-        await super().complete_registration(*args)
-        # %%px interrupts come as SIGINT too; ipykernel installs its own handler around each of its requests
-        self.when_registered()
 
 
 def _connect(seat: RankSeat, folder: RunFolder, interrupts: Interrupts) -> tuple[RankLink, RingWriter]:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import fcntl
 import io
 import os
-import sys
 import termios
 import threading
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING
 
 from hpcnb.core.messages import Text
@@ -30,13 +29,21 @@ __all__ = ["LinkStream"]
 FLUSH_S = 0.01
 #: So many lines are sent at once in every FLUSH_S; more are a flood.
 _EAGER = 5
+#: Text waits at most so long for the agent to read what C code wrote before it.
+_PIPE_WAIT_S = 0.02
 #: A message holds at most so many characters, so that one huge print stays interruptible.
 _CHUNK = 1 << 18
 
 
-def _unread(pipe: int) -> int:
-    """Bytes in the pipe that the agent has not read: what C code wrote before the text that is sent next."""
-    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, b"\0\0\0\0"), sys.byteorder)
+def _await_pipes() -> None:
+    """Let the agent read what C code has written, so that text that follows it is shown after it."""
+    deadline_s = 0.0
+    while any(fcntl.ioctl(pipe, termios.FIONREAD, b"\0\0\0\0") != b"\0\0\0\0" for pipe in (1, 2)):
+        now_s = perf_counter()
+        deadline_s = deadline_s or now_s + _PIPE_WAIT_S
+        if now_s > deadline_s:
+            return  # another thread floods: its order does not matter to anybody
+        sleep(0.00005)
 
 
 class _Descriptor(io.RawIOBase):
@@ -158,8 +165,8 @@ class LinkStream(io.TextIOBase):
         text = "".join(self._pieces)
         self._pieces.clear()
         self._size = 0
-        after_pipes = any(_unread(descriptor) for descriptor in (1, 2))
+        _await_pipes()
         for start in range(0, len(text), _CHUNK):
             # lone surrogates (os.fsdecode of odd names) cannot be encoded
             chunk = text[start : start + _CHUNK].encode("utf-8", "backslashreplace").decode()
-            self._link.send(Text(self._cell, self._name, chunk, after_pipes))
+            self._link.send(Text(self._cell, self._name, chunk))

@@ -307,8 +307,7 @@ class Agent:
     def _rank_said(self, process: RankProcess, message: m.Message) -> None:
         if isinstance(message, m.Text):
             if message.cell == process.cell != 0:
-                earlier = process.read_pipes() if message.after_pipes else []
-                self._show(process, [*earlier, (message.stream, message.text)])
+                self._show(process, [(message.stream, message.text)])
             else:
                 process.log(message.text)
         elif isinstance(message, m.CellReply):
@@ -331,7 +330,7 @@ class Agent:
     def _hear_pipe(self, process: RankProcess, pipe: int) -> None:
         for message in process.read_messages():  # text that Python sent before C code wrote
             self._rank_said(process, message)
-        self._show(process, process.read_pipes(pipe))
+        self._show(process, process.read_pipe(pipe))
         if pipe not in process.descriptors:
             self._unwatch(pipe)
 

@@ -104,21 +104,25 @@ class RankProcess:
             return []
         return self._reader.feed(received)
 
-    def read_pipes(self, only: int = -1) -> list[Entry]:
-        """What was written to the rank's descriptors 1 and 2 and has not been read."""
+    def read_pipe(self, descriptor: int) -> list[Entry]:
+        """Some of what was written to the rank's descriptor 1 or 2: one read, nothing if there is nothing."""
+        name, decoder = self._pipes[descriptor]
+        try:
+            received = os.read(descriptor, 1 << 16)
+        except BlockingIOError:
+            return []
+        if not received:
+            os.close(descriptor)
+            del self._pipes[descriptor]
+            return []
+        return [(name, decoder.decode(received))]
+
+    def read_pipes(self) -> list[Entry]:
+        """All that was written to the rank's descriptors 1 and 2 and has not been read."""
         entries: list[Entry] = []
-        for descriptor in [only] if only >= 0 else list(self._pipes):
-            name, decoder = self._pipes[descriptor]
-            while True:
-                try:
-                    received = os.read(descriptor, 1 << 16)
-                except BlockingIOError:
-                    break
-                if not received:
-                    os.close(descriptor)
-                    del self._pipes[descriptor]
-                    break
-                entries.append((name, decoder.decode(received)))
+        for descriptor in list(self._pipes):
+            while received := self.read_pipe(descriptor):
+                entries += received
         return entries
 
     def send(self, message: Message) -> bool:

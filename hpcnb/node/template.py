@@ -78,11 +78,18 @@ def _tell(to_agent: socket.socket, **message: Any) -> None:  # noqa: ANN401 - JS
 def _reap(to_agent: socket.socket) -> None:
     while True:
         try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            # looked at before it is reaped: as long as it is there, its number names its group and no other
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return
-        if pid == 0:
+        if ended is None:
             return
+        pid = ended.si_pid
+        try:
+            os.killpg(pid, signal.SIGKILL)  # what its cells have started ends with it
+        except ProcessLookupError:
+            pass  # it has left nothing
+        _, status = os.waitpid(pid, 0)
         _tell(to_agent, exited=pid, status=os.waitstatus_to_exitcode(status))
 
 

@@ -7,11 +7,12 @@ part of the same operation it waits for that rank; from then on it waits for the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hpcnb.core.spans import Kind
+from hpcnb.core.spans import Flag, Kind
 from hpcnb.timing.timeline import CellTimeline, RankCell
 
 __all__ = ["Exposed", "exposed"]
@@ -27,9 +28,10 @@ class Exposed:
         first: Entries of the i-th rank of the cell are ``first[i]`` to ``first[i + 1]``.
         record: Position of the entry's record among its rank's spans.
         operation: Equal for the two or more records of one collective, or of one send and its recv.
-        wait_ns: Blocked until the last rank came.
+        wait_ns: Blocked until the last rank came; all of it where the operation failed.
         transfer_ns: Blocked after that.
-        last: Entry of the rank that came last to the same operation (of several, the lowest rank).
+        last: Entry of the rank that came last to the same operation (of several, the lowest rank); -1 where
+            the operation failed: who was missing has no entry.
     """
 
     first: tuple[int, ...]
@@ -48,7 +50,9 @@ def exposed(cell: CellTimeline) -> Exposed:
     """Split the blocked time of every communication record of ``cell`` into wait and transfer.
 
     Collectives match by (name of the group, sequence); a send of rank a to b matches the recv of b from a by
-    (name of the group, a, b, sequence). What matches nothing, or comes from any source, waited for nobody.
+    (name of the group, a, b, sequence). Groups that are built again count from the beginning: what repeats on
+    a rank matches in the order of occurrence. What matches nothing, or comes from any source, waited for
+    nobody. Where an operation failed nothing was transferred: all of its blocked time is wait.
     """
     names: dict[str, int] = {}
     num_ranks = 1 + max((rank.rank for rank in cell.ranks), default=0)
@@ -57,17 +61,20 @@ def exposed(cell: CellTimeline) -> Exposed:
     if not first[-1]:
         empty = np.zeros(0, np.int64)
         return Exposed(tuple(first), empty, empty, empty, empty, empty)
-    record, pair, sequence, start, wait_start, wait_end = (
-        np.concatenate([part[column] for part in parts]) for column in range(6)
+    record, pair, sequence, start, wait_start, wait_end, failed = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
     )
-    operation, arrived, last = _match(pair, sequence, start)
+    rank_of_entry = np.repeat(np.arange(len(cell.ranks)), np.diff(first))
+    operation, arrived, last = _match(pair, sequence, start, rank_of_entry)
     blocked_ns = np.maximum(wait_end - wait_start, 0)
+    arrived[failed] = wait_end[failed]
+    last[failed] = -1
     wait_ns = np.clip(np.minimum(arrived, wait_end) - wait_start, 0, blocked_ns)
     return Exposed(tuple(first), record, operation, wait_ns, blocked_ns - wait_ns, last)
 
 
-def _entries(rank: RankCell, names: dict[str, int], num_ranks: int) -> tuple[Ints, ...]:
-    """Position, pair of sides, sequence, start, wait start and wait end of one rank's communication."""
+def _entries(rank: RankCell, names: dict[str, int], num_ranks: int) -> tuple[npt.NDArray[Any], ...]:
+    """Position, pair of sides, sequence, start, wait start and end, failed: of one rank's communication."""
     kind = rank.spans["kind"]
     record = np.flatnonzero((kind == Kind.COLLECTIVE) | (kind == Kind.POINT_TO_POINT))
     spans = rank.spans[record]
@@ -84,10 +91,10 @@ def _entries(rank: RankCell, names: dict[str, int], num_ranks: int) -> tuple[Int
         source, target = np.where(receives, peer, rank.rank), np.where(receives, rank.rank, peer)
         pair += np.where(to_peer, 1 + source * num_ranks + target, 0)
         pair[to_peer & ((peer < 0) | (peer >= num_ranks))] = -1
-    return record, pair, sequence, start, wait_start, wait_end
+    return record, pair, sequence, start, wait_start, wait_end, (spans["flags"] & Flag.FAILED) > 0
 
 
-def _match(pair: Ints, sequence: Ints, start: Ints) -> tuple[Ints, Ints, Ints]:
+def _match(pair: Ints, sequence: Ints, start: Ints, rank: Ints) -> tuple[Ints, Ints, Ints]:
     """For every entry: number of its operation, when the last rank came to it, and which entry that was."""
     alone = pair < 0
     if int(pair.max()) > 0x7FFF_FFFF:  # many groups times many ranks: number those that occur
@@ -96,8 +103,16 @@ def _match(pair: Ints, sequence: Ints, start: Ints) -> tuple[Ints, Ints, Ints]:
     key[alone] = -1 - np.flatnonzero(alone)
     # timsort: each rank's entries are in order already, so this merges a few runs
     order = np.argsort(key, kind="stable")
-    key = key[order]
+    key, rank = key[order], rank[order]
     begins = np.concatenate([[True], key[1:] != key[:-1]])
+    repeats = ~begins
+    repeats[1:] &= rank[1:] == rank[:-1]
+    if repeats.any():
+        position = np.arange(len(key))
+        occurrence = position - np.maximum.accumulate(np.where(repeats, 0, position))
+        again = np.lexsort((occurrence, key))
+        order, key, occurrence = order[again], key[again], occurrence[again]
+        begins[1:] = (key[1:] != key[:-1]) | (occurrence[1:] != occurrence[:-1])
     number = np.cumsum(begins) - 1
     start = start[order]
     latest = np.maximum.reduceat(start, np.flatnonzero(begins))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,11 @@ class RankCell:
         spans: Spans = np.frombuffer(packed, dtype=SPAN_DTYPE)
         return cls(rank, start_ns, end_ns, spans, tuple(strings), spans_lost)
 
+    def of_cell(self, cell: int) -> RankCell:
+        """The same with the records of that cell only."""
+        mine = self.spans["cell"] == cell
+        return self if mine.all() else replace(self, spans=self.spans[mine])
+
     def text(self, number: int) -> str:
         """The string that a record calls ``number``; empty when the rank's table had no room for it."""
         return self.strings[number] if number < len(self.strings) else ""
@@ -85,7 +90,7 @@ class CellTimeline:
         label: What tracebacks call it, ``cell 3``.
         submitted_ns: When the notebook sent it.
         done_ns: When the notebook had every rank's reply.
-        ranks: One entry per rank, ascending.
+        ranks: One entry per rank, ascending, with the records of this cell only.
     """
 
     cell: int
@@ -93,6 +98,10 @@ class CellTimeline:
     submitted_ns: int
     done_ns: int
     ranks: tuple[RankCell, ...]
+
+    def __post_init__(self) -> None:
+        # communication that ends after its cell is read with the records of a later one
+        object.__setattr__(self, "ranks", tuple(rank.of_cell(self.cell) for rank in self.ranks))
 
     @property
     def wall_ns(self) -> int:
@@ -103,6 +112,11 @@ class CellTimeline:
     def wall_ms(self) -> float:
         """The same in milliseconds."""
         return self.wall_ns / 1e6
+
+    @property
+    def last_ns(self) -> int:
+        """When the last rank ended its part; ``submitted_ns`` without ranks."""
+        return max((self.extent(rank)[1] for rank in self.ranks), default=self.submitted_ns)
 
     def extent(self, rank: RankCell) -> tuple[int, int]:
         """Start and end of the rank's part, inside the cell: one that died may have reported neither."""

@@ -1,0 +1,170 @@
+"""What a cell costs: an empty one and one of 20 lines, for 1 to 16 ranks; and how soon its first line is seen.
+
+hpcnb: Cluster.run. Peer: ipyparallel's DirectView.execute(block=True) on as many engines of its own. "own engines"
+is the same call through cluster.client, on the very ranks that hpcnb uses. First line: from print in a rank to the
+moment at which the notebook side has it, for the slowest rank of a cell (one clock: perf_counter_ns).
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from contextlib import ExitStack
+
+import ipyparallel as ipp
+import measure
+
+import hpcnb
+
+TIMEOUT_S = 60
+
+EMPTY = "pass"
+TWENTY_LINES = """\
+import math
+words = "the quick brown fox jumps over the lazy dog".split()
+counts = {}
+for word in words:
+    counts[word] = counts.get(word, 0) + 1
+longest = max(words, key=len)
+def collatz(number):
+    steps = 0
+    while number != 1:
+        number = number // 2 if number % 2 == 0 else 3 * number + 1
+        steps += 1
+    return steps
+lengths = [collatz(number) for number in range(1, 20)]
+if max(lengths) > 10:
+    peak = lengths.index(max(lengths)) + 1
+else:
+    peak = 0
+roots = [math.sqrt(number) for number in range(20)]
+text = f"{longest} {peak}"
+total = sum(lengths) + counts["the"] + round(sum(roots))
+"""
+_here: dict[str, object] = {}
+exec(TWENTY_LINES, _here)
+TOTAL = _here["total"]
+
+#: a line per rank, then silence: nothing but the line itself brings it to the notebook
+SAY_WHEN = """\
+import time
+print(time.perf_counter_ns())
+time.sleep(0.15)
+"""
+
+
+class FirstLines:
+    """A view that notes when each line was first there."""
+
+    def __init__(self) -> None:
+        self.latency_ms: dict[int, float] = {}
+
+    def update(self, run) -> None:
+        now_ns = time.perf_counter_ns()
+        if run.changed:
+            run.changed = False
+            for item in run.items():
+                printed_ns = int(item.text)
+                self.latency_ms.setdefault(printed_ns, (now_ns - printed_ns) / 1e6)
+
+    def finish(self, run, result) -> None:
+        pass
+
+
+def timed_ms(call) -> float:
+    began_s = time.perf_counter()
+    call()
+    return (time.perf_counter() - began_s) * 1e3
+
+
+def cells(cluster: hpcnb.Cluster, view: ipp.DirectView, *, num_calls: int) -> list[measure.Row]:
+    """Rows of both cells on this number of ranks."""
+    own = cluster.client[:]
+
+    def ours(source: str) -> None:
+        if not cluster.run(source, timeout_s=TIMEOUT_S).ok:
+            raise measure.WrongResult(cluster.last_result.failure_text())
+
+    rows = []
+    size = cluster.world_size
+    for source, name in ((EMPTY, "empty cell"), (TWENTY_LINES, "20 lines")):
+        sides = {
+            "ours": functools.partial(ours, source),
+            "peer": functools.partial(view.execute, source, block=True),
+            "own": functools.partial(own.execute, source, block=True),
+        }
+        calls = {side: functools.partial(timed_ms, call) for side, call in sides.items()}
+        measure.interleave(calls, 5)  # warm-up
+        times_ms = measure.interleave(calls, num_calls)
+        at_most_ms = {4: 3.0, 16: 8.0}.get(size) if source == EMPTY else None
+        what = f"{name}, {size} rank{'s' if size > 1 else ''}"
+        ratio = 0.15 if at_most_ms else None
+        rows += [
+            measure.Row(what, "ms", times_ms["ours"], times_ms["peer"], at_most_ms, ratio),
+            measure.Row("", "ms", (), times_ms["own"], peer_name="own engines"),
+        ]
+    totals = {
+        "hpcnb": list(cluster.run("total", timeout_s=TIMEOUT_S).values.values()),
+        "ipyparallel": [str(total) for total in view["total"]],
+    }
+    for side, values in totals.items():
+        measure.expect(values == [str(TOTAL)] * size, f"20 lines came to {values} with {side}, not {TOTAL}")
+    return rows
+
+
+def first_line(cluster: hpcnb.Cluster, client: ipp.Client, *, num_calls: int) -> measure.Row:
+    """From print to the notebook side, slowest rank of each cell."""
+    size = cluster.world_size
+
+    def ours() -> float:
+        lines = FirstLines()
+        result = cluster.execute(SAY_WHEN, view=lines, timeout_s=TIMEOUT_S)
+        said = {int(text) for text in result.outputs.values()}
+        measure.expect(result.ok and len(lines.latency_ms) == size, f"{len(lines.latency_ms)} of {size} lines were seen")
+        measure.expect(said == lines.latency_ms.keys(), f"lines differ: {said} and {set(lines.latency_ms)}")
+        return max(lines.latency_ms.values())
+
+    def peer() -> float:
+        pending = client[:].execute(SAY_WHEN, silent=False, block=False)
+        latency_ms: dict[str, float] = {}
+        until_s = time.perf_counter() + TIMEOUT_S
+        while len(latency_ms) < size and time.perf_counter() < until_s:
+            time.sleep(0.0005)  # the client's own thread receives
+            for message in pending.msg_ids:
+                text = client.metadata[message].stdout
+                if text.endswith("\n") and message not in latency_ms:
+                    latency_ms[message] = (time.perf_counter_ns() - int(text)) / 1e6
+        measure.expect(len(latency_ms) == size, f"{len(latency_ms)} of {size} lines were seen with ipyparallel")
+        pending.wait(TIMEOUT_S)
+        return max(latency_ms.values())
+
+    sides = {"ours": ours, "peer": peer}
+    measure.interleave(sides, 2)
+    times_ms = measure.interleave(sides, num_calls)
+    return measure.Row(f"first line, {size} ranks", "ms", times_ms["ours"], times_ms["peer"], 30.0)
+
+
+def main(options) -> None:
+    sizes = [options.ranks] if options.ranks else [1, 4, 16] if options.quick else [1, 2, 4, 8, 16]
+    num_calls = options.runs or (20 if options.quick else 50)
+    began_s = time.monotonic()
+    rows: list[measure.Row] = []
+    with ExitStack() as stack:
+        stack.enter_context(measure.Place())
+        peer = ipp.Cluster(n=1, log_level=40, delay=0)
+        stack.callback(peer.stop_cluster_sync)
+        peer.start_controller_sync()
+        client = stack.enter_context(peer.connect_client_sync())
+        for size in sizes:
+            peer.start_engines_sync(size - len(client.ids))
+            client.wait_for_engines(size, timeout=TIMEOUT_S, interactive=False)
+            with hpcnb.Cluster(size) as cluster:
+                rows += cells(cluster, client[:], num_calls=num_calls)
+                if size in (4, options.ranks):
+                    rows.append(first_line(cluster, client, num_calls=num_calls if options.runs else num_calls // 2))
+    measure.table(rows, peer="DirectView.execute")
+    print(f"took {time.monotonic() - began_s:.0f} s")
+
+
+if __name__ == "__main__":
+    measure.run(main, limit_s=400, ranks={"type": int, "help": "only this many ranks (default: 1, 2, 4, 8, 16)"})

@@ -1,0 +1,71 @@
+"""The ipyparallel side of a rank: its engine, with what a rank does differently from a plain one.
+
+Between ipyparallel's requests the standard streams lead to the link; during them to ipyparallel, so that ``%%px``
+and views show what they always showed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ipyparallel.engine.app as ipp_engine
+from ipykernel.iostream import OutStream
+from ipyparallel.engine.kernel import IPythonParallelKernel
+from traitlets import Type
+
+__all__ = ["Engine"]
+
+
+class _PythonStream(OutStream):
+    """ipykernel's stream without its watch on descriptors 1 and 2, which lead to the agent here."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "watchfd": False})
+
+
+class _Kernel(IPythonParallelKernel):
+    """Runs requests of views with ipyparallel's streams."""
+
+    streams: Any = None
+
+    @contextlib.contextmanager
+    def _own_streams(self) -> Iterator[None]:
+        before = sys.stdout, sys.stderr
+        if self.streams is not None:
+            sys.stdout, sys.stderr = self.streams
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            sys.stdout, sys.stderr = before
+
+    def set_parent(self, *args: Any, **kwargs: Any) -> None:
+        super().set_parent(*args, **kwargs)
+        for stream in self.streams or ():  # ipykernel tells sys.stdout, which is the link's at this moment
+            stream.set_parent(args[1])
+
+    async def do_execute(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - ipykernel's
+        with self._own_streams():
+            return await super().do_execute(*args, **kwargs)
+
+    def do_apply(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - ipyparallel's
+        with self._own_streams():
+            return super().do_apply(*args, **kwargs)
+
+
+class Engine(ipp_engine.IPEngine):
+    """ipyparallel's engine, which tells when its shell is there."""
+
+    out_stream_factory = Type(_PythonStream, allow_none=True)
+    #: Called once, on the event loop, when the engine is registered; it may replace the standard streams.
+    when_registered: Callable[[], None]
+
+    async def complete_registration(self, *args: Any) -> None:
+        ipp_engine.Kernel = _Kernel  # the class is no option of the engine
+        await super().complete_registration(*args)
+        self.kernel.streams = sys.stdout, sys.stderr
+        self.when_registered()

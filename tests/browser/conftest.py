@@ -1,0 +1,240 @@
+"""JupyterLab on loopback with folders of its own, and headless Chromium that reaches nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+CHROMIUM = "/usr/bin/chromium"
+#: One step of a page; the machine may be shared.
+STEP_S = 45
+SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+_ARGUMENTS = [
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--hide-scrollbars",
+]  # fmt: skip
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _await(condition, what, timeout_s=STEP_S):
+    """Poll: what is waited for is another process, which tells nobody."""
+    deadline_s = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline_s, f"after {timeout_s} s still not: {what() if callable(what) else what}"
+        time.sleep(0.1)
+    return value
+
+
+class Lab:
+    """A running JupyterLab."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.root = folder / "work"
+        self.clusters = folder / "run"
+        self.token = secrets.token_hex(16)
+        self.url = f"http://127.0.0.1:{_free_port()}"
+        self.log = folder / "lab.log"
+        for path in (self.root, self.clusters):
+            path.mkdir(mode=0o700)
+        settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
+        settings.mkdir(parents=True)
+        (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+        # a person's own settings, kernels and clusters are neither seen nor touched
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "JPY_"))}
+        environment |= {
+            "HOME": str(folder / "home"),
+            "JUPYTER_CONFIG_DIR": str(folder / "config"),
+            "JUPYTER_DATA_DIR": str(folder / "data"),
+            "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+            "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+            "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+            "IPYTHONDIR": str(folder / "ipython"),
+            "HPCNB_RUNTIME_DIR": str(self.clusters),
+        }
+        with self.log.open("wb") as log:
+            self.process = psutil.Popen(
+                [
+                    sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
+                    f"--ServerApp.port={urlsplit(self.url).port}", "--ServerApp.port_retries=0",
+                    f"--ServerApp.root_dir={self.root}", f"--IdentityProvider.token={self.token}",
+                    "--LabApp.extension_manager=readonly", "--ServerApp.terminals_enabled=False",
+                ],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=self.root, start_new_session=True,
+            )  # fmt: skip
+
+    def request(self, path, method="GET"):
+        request = urllib.request.Request(
+            self.url + path, method=method, headers={"Authorization": f"token {self.token}"}
+        )
+        with urllib.request.urlopen(request, timeout=STEP_S) as answer:
+            return json.loads(answer.read() or "null")
+
+    def answers(self):
+        assert self.process.poll() is None, f"JupyterLab ended:\n{self.log.read_text()}"
+        with contextlib.suppress(OSError):
+            return bool(self.request("/api/status"))
+        return False
+
+    def offspring(self):
+        """Every process under the server: kernels, agents, ranks."""
+        return self.process.children(recursive=True)
+
+    def end_kernels(self):
+        """End the kernels as closing a notebook does; nothing of theirs may be left."""
+        running = self.offspring()
+        for kernel in self.request("/api/kernels"):
+            self.request(f"/api/kernels/{kernel['id']}", "DELETE")
+        _, left = psutil.wait_procs(running, timeout=15)
+        words = [f"{each.pid} {' '.join(each.cmdline())}" for each in left if each.is_running()]
+        assert not words, "processes outlive their kernel:\n" + "\n".join(words)
+        folders = [str(path) for path in self.clusters.glob("hpcnb-*/*")]
+        assert not folders, f"folders of clusters are left: {folders}"
+
+    def stop(self):
+        family = [*self.offspring(), self.process]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.process.send_signal(signal.SIGTERM)
+        _, left = psutil.wait_procs(family, timeout=20)
+        for each in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        psutil.wait_procs(left, timeout=5)
+        assert not left, f"JupyterLab left {left}; its log:\n{self.log.read_text()[-3000:]}"
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    if not Path(CHROMIUM).exists():
+        pytest.skip(f"no {CHROMIUM}; apt-get install chromium")
+    for package in ("jupyterlab", "playwright"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    server = Lab(tmp_path_factory.mktemp("lab"))
+    try:
+        _await(server.answers, "JupyterLab answers")
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(server.folder, ignore_errors=True)
+
+
+class NotebookPage:
+    """A notebook in a browser page: what a person sees and clicks."""
+
+    def __init__(self, lab, page):
+        self.lab = lab
+        self.page = page
+
+    def open(self, *sources):
+        import nbformat
+
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        self.path = self.lab.root / f"{uuid.uuid4().hex[:8]}.ipynb"
+        nbformat.write(notebook, self.path)
+        # ?reset: not the layout of an earlier page
+        self.page.goto(f"{self.lab.url}/lab/tree/{self.path.name}?reset&token={self.lab.token}")
+        self.page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+        # the toolbar says idle before there is a kernel; the status bar does not
+        self.page.wait_for_function(
+            "() => / \\| Idle/.test(document.querySelector('#jp-main-statusbar')?.innerText || '')"
+        )
+
+    def cell(self, index):
+        return self.page.locator(".jp-Notebook .jp-CodeCell").nth(index)
+
+    def output(self, index):
+        return self.cell(index).locator(".jp-Cell-outputArea")
+
+    def run(self, index, *, wait=True):
+        self.cell(index).locator(".cm-content").click()
+        self.page.keyboard.press("Control+Enter")
+        if wait:
+            self.wait_until_run(index)
+
+    def run_all(self):
+        self.page.get_by_role("menuitem", name="Run", exact=True).click()
+        self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        for index in range(self.page.locator(".jp-Notebook .jp-CodeCell").count()):
+            self.wait_until_run(index)
+
+    def wait_until_run(self, index):
+        self.page.wait_for_function(
+            "index => /\\[\\d+\\]/.test(document.querySelectorAll('.jp-Notebook .jp-CodeCell')[index]"
+            ".querySelector('.jp-InputPrompt').textContent)",
+            arg=index,
+        )
+
+    def save(self):
+        """Save, and read what was saved."""
+        import nbformat
+
+        before = self.path.stat().st_mtime_ns
+        self.page.keyboard.press("Escape")
+        self.page.keyboard.press("Control+s")
+        _await(lambda: self.path.stat().st_mtime_ns != before, "the notebook is saved")
+        return nbformat.read(self.path, as_version=4)
+
+    def screenshot(self, name):
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+@pytest.fixture
+def notebook(lab):
+    # One browser a test: playwright's loop runs in this thread while it is open, and other tests bring their own.
+    from playwright.sync_api import sync_playwright
+
+    outside = []
+
+    def is_inside(url):
+        parts = urlsplit(url)
+        return parts.scheme in ("data", "blob", "about") or parts.hostname in _LOOPBACK
+
+    def route(request):
+        if is_inside(request.request.url):
+            request.continue_()
+        else:
+            outside.append(request.request.url)
+            request.abort()
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=_ARGUMENTS)
+        try:
+            context = browser.new_context(viewport={"width": 1280, "height": 1000})
+            context.set_default_timeout(STEP_S * 1000)
+            context.route("**/*", route)
+            page = context.new_page()
+            page.on("websocket", lambda socket: None if is_inside(socket.url) else outside.append(socket.url))
+            yield NotebookPage(lab, page)
+        finally:
+            browser.close()
+            lab.end_kernels()
+    assert not outside, f"the page asked the internet for {outside}"

@@ -1,0 +1,99 @@
+"""Shared by all tests: a private runtime folder, clusters started once per run, and a leak check after every test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+#: What a test leaves is given so long to go away by itself (processes being reaped).
+_SETTLE_S = 5.0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runtime_root():
+    """Clusters of this run live in a folder of their own: short, since it holds unix sockets (107 characters)."""
+    folder = Path(tempfile.mkdtemp(prefix="hpcnb-test-", dir="/tmp"))
+    before = os.environ.get("HPCNB_RUNTIME_DIR")
+    os.environ["HPCNB_RUNTIME_DIR"] = str(folder)
+    yield folder
+    if before is None:
+        os.environ.pop("HPCNB_RUNTIME_DIR")
+    else:
+        os.environ["HPCNB_RUNTIME_DIR"] = before
+    shutil.rmtree(folder)
+
+
+def _start(num_ranks: int, mesh: str | None = None):
+    from hpcnb import Cluster
+
+    cluster = Cluster(num_ranks, mesh=mesh, name=f"test{num_ranks}", threads_per_rank=1)
+    return cluster.start()
+
+
+@pytest.fixture(scope="session")
+def session_cluster4(runtime_root):
+    cluster = _start(4, "dp=2,tp=2")
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def cluster4(session_cluster4):
+    """Four ranks on a 2 x 2 mesh, shared by the whole run; names that a test made are removed after it."""
+    yield session_cluster4
+    _forget_names(session_cluster4)
+
+
+@pytest.fixture(scope="session")
+def session_cluster2(runtime_root):
+    cluster = _start(2)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def cluster2(session_cluster2):
+    """Two ranks, shared by the whole run."""
+    yield session_cluster2
+    _forget_names(session_cluster2)
+
+
+def _forget_names(cluster) -> None:
+    result = cluster.run("%reset -f")
+    assert result.ok, result.failure_text()
+
+
+def _state(runtime_root: Path) -> dict[str, set[object]]:
+    me = psutil.Process()
+    return {
+        "processes": {(child.pid, child.name()) for child in me.children(recursive=True) if child.status() != "zombie"},
+        "shared memory": set(os.listdir("/dev/shm")),
+        "clusters": {str(path) for path in runtime_root.glob("hpcnb-*/*")},
+        "sockets": {connection.fd for connection in me.net_connections("unix") if connection.raddr or connection.laddr},
+    }
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request, runtime_root):
+    """A test leaves no process, no shared memory, no folder and no socket behind, other than the run's clusters."""
+    if "engines" not in request.keywords and "notebook" not in request.keywords:
+        yield
+        return
+    for name in ("session_cluster2", "session_cluster4"):
+        if name.removeprefix("session_") in request.fixturenames:
+            request.getfixturevalue(name)  # started before we look
+    before = _state(runtime_root)
+    yield
+    deadline = time.monotonic() + _SETTLE_S
+    while True:
+        left = {kind: found - before[kind] for kind, found in _state(runtime_root).items()}
+        if not any(left.values()) or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)  # processes take a moment to be reaped
+    assert not any(left.values()), f"left behind: {left}"

@@ -1,0 +1,278 @@
+"""Cells on real ranks: what runs, what is said, what goes wrong and that nothing is lost by it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from hpcnb.core.errors import CellFailed, ClusterStateError, SelectionError, TransferError
+
+pytestmark = pytest.mark.engines
+
+
+def texts(result, kind="stdout"):
+    return [(str(item.ranks), item.text) for item in result.items if item.kind == kind]
+
+
+def run(cluster, source, **options):
+    result = cluster.run(source, **options)
+    assert result.ok, result.failure_text()
+    return result
+
+
+# --- what runs ---------------------------------------------------------------------------------------------
+
+
+def test_names_persist_and_the_last_expression_is_the_value(cluster4):
+    run(cluster4, "x = rank * 10")
+    assert run(cluster4, "x + 1").values == {0: "1", 1: "11", 2: "21", 3: "31"}
+
+
+def test_every_rank_knows_where_it_is(cluster4):
+    values = run(cluster4, "rank, world_size, local_rank, str(device), mesh.mesh_dim_names, mesh.get_coordinate()").values
+    assert values[2] == "(2, 4, 2, 'cpu', ('dp', 'tp'), [1, 0])" or values[2] == "(2, 4, 2, 'cpu', ('dp', 'tp'), (1, 0))"
+
+
+def test_a_semicolon_asks_for_no_value(cluster2):
+    assert run(cluster2, "1 + 1;").values == {}
+    assert run(cluster2, "'a;b'").values == {0: "'a;b'", 1: "'a;b'"}
+
+
+def test_top_level_await(cluster2):
+    assert run(cluster2, "import asyncio\nawait asyncio.sleep(0.01)\nrank").values == {0: "0", 1: "1"}
+
+
+def test_shell_and_magics(cluster2):
+    result = run(cluster2, "!echo from a shell\nanswer = %sx echo 42\nanswer[0]")
+    assert ("0,1", "from a shell") in texts(result)
+    assert result.values == {0: "'42'", 1: "'42'"}
+
+
+def test_c_code_and_bytes_keep_their_place(cluster2):
+    source = (
+        "import os, sys\nprint('one')\nos.system('echo two')\nprint('three')\nos.write(1, b'four\\n');\n"
+        "sys.stdout.buffer.write(b'five\\n');"
+    )
+    assert texts(run(cluster2, source)) == [("0,1", word) for word in ("one", "two", "three", "four", "five")]
+
+
+def test_bytes_that_are_no_utf8_are_shown_escaped(cluster2):
+    result = run(cluster2, "import os\nos.write(1, b'caf\\xe9 \\xff\\n')\nprint('\\ud800')")
+    assert texts(result) == [("0,1", "caf\\xe9 \\xff"), ("0,1", "\\ud800")]
+
+
+def test_stdout_and_stderr_are_told_apart_and_stay_in_order(cluster2):
+    result = run(cluster2, "import sys\nprint('a')\nprint('b', file=sys.stderr)\nprint('c')")
+    assert [(item.kind, item.text) for item in result.items] == [("stdout", "a"), ("stderr", "b"), ("stdout", "c")]
+
+
+def test_figures_and_html_come_with_their_ranks(cluster2):
+    source = (
+        "import matplotlib.pyplot as plt\nplt.figure(figsize=(1, 1))\nplt.plot([rank, 1])\nplt.show()\n"
+        "from IPython.display import HTML\nHTML('<b>same</b>')"
+    )
+    result = run(cluster2, source)
+    shown = [(item.kind, str(item.ranks), sorted(result.displays[int(item.text)].bundle)) for item in result.items]
+    assert shown == [
+        ("display", "0", ["image/png", "text/plain"]),
+        ("display", "1", ["image/png", "text/plain"]),
+        ("value", "0,1", ["text/html", "text/plain"]),
+    ]
+
+
+def test_selection(cluster4):
+    assert sorted(run(cluster4, "rank", on="dp=1").values) == [2, 3]
+    assert sorted(run(cluster4, "rank", on="dp=0&tp=1, 3").values) == [1, 3]
+    with pytest.raises(SelectionError, match=r"no rank 9; the cluster has ranks 0-3"):
+        cluster4.run("1", on="9")
+    with pytest.raises(SelectionError, match=r"no axis 'pp'; this cluster's mesh is dp=2,tp=2"):
+        cluster4.run("1", on="pp=0")
+
+
+def test_failed_and_slowest_can_be_selected(cluster4):
+    assert not cluster4.run("import time\ntime.sleep(0.1 * (rank == 2))\nhpc.barrier()\nassert rank != 1").ok
+    assert sorted(cluster4.run("rank", on="failed").values) == [1]
+    run(cluster4, "time.sleep(0.1 * (rank == 2))\nhpc.barrier()")
+    assert sorted(run(cluster4, "rank", on="slowest").values) == [2]
+
+
+def test_call(cluster2):
+    assert cluster2.call(lambda a, b: a + b, 1, b=2) == {0: 3, 1: 3}
+    assert cluster2.call(os.getpid)[0] != os.getpid()
+    with pytest.raises(CellFailed, match="ZeroDivisionError"):
+        cluster2.call(lambda: 1 / 0)
+
+
+def test_progress_is_one_bar_with_the_slowest_rank(cluster2):
+    seen = []
+
+    class View:
+        def update(self, cell_run):
+            seen.extend((key[1], dict(bar.positions), bar.finished) for key, bar in cell_run.bars.items())
+
+        def finish(self, cell_run, result):
+            self.update(cell_run)
+
+    source = "import time\nfor _ in hpc.progress(range(8), 'work'): time.sleep(0.05 * (1 + rank))"
+    assert cluster2.execute(source, view=View()).ok
+    name, positions, finished = seen[-1]
+    assert (name, finished, {rank: position for rank, (position, _) in positions.items()}) == ("work", True, {0: 8, 1: 8})
+    assert positions[1][1] > positions[0][1]
+
+
+# --- what goes wrong ---------------------------------------------------------------------------------------
+
+
+def test_one_traceback_per_distinct_error_without_our_frames(cluster4):
+    result = cluster4.run("a = 1\nfor _ in hpc.progress([1]):\n    if rank:\n        raise ValueError('odd' if rank % 2 else 'even')")
+    text = result.failure_text()
+    assert "ranks 1,3 of 4 raised  ValueError: odd" in text
+    assert "rank 2 of 4 raised  ValueError: even" in text
+    assert text.count("Traceback") == 2
+    assert "line 4:  raise ValueError" in text
+    assert "hpcnb" not in text
+    assert "IPython" not in text
+    assert run(cluster4, "a").values[3] == "1"
+
+
+def test_syntax_error_is_told_once_with_its_line(cluster4):
+    text = cluster4.execute("x = 1\ndef f(:\n    pass", first_line=2).failure_text()
+    assert text.count("SyntaxError") == 2  # the head and the traceback's last line
+    assert "ranks 0-3 of 4 raised  SyntaxError" in text
+    assert "line 3:  def f(:" in text
+
+
+def test_lines_are_numbered_as_the_person_sees_them(cluster2):
+    result = cluster2.execute("x = 1\n1 / 0", first_line=2)
+    assert {error.line for error in result.errors.values()} == {3}
+    assert {error.code for error in result.errors.values()} == {"1 / 0"}
+
+
+def test_sys_exit_ends_the_cell_and_nothing_else(cluster2):
+    result = run(cluster2, "kept = 5\nimport sys\nsys.exit(3)")
+    assert "the rank goes on" in next(iter(result.notices))
+    assert run(cluster2, "kept").values == {0: "5", 1: "5"}
+
+
+def test_a_name_of_ours_that_is_given_another_value_is_kept_and_told_once(cluster2):
+    result = run(cluster2, "rank = 'mine'")
+    assert "del rank" in next(iter(result.notices))
+    assert run(cluster2, "rank").notices == {}
+    assert run(cluster2, "rank").values[1] == "'mine'"
+    run(cluster2, "del rank")
+    assert run(cluster2, "rank").values[1] == "1"
+
+
+def test_values_that_cannot_be_pickled_are_named(cluster2):
+    result = cluster2.execute("import threading\nthreading.Lock()", want_pickles=True)
+    with pytest.raises(TransferError, match=r"ranks 0,1: a _thread\.lock cannot be pickled"):
+        result.objects()
+    with pytest.raises(TransferError, match="cannot send"):
+        cluster2.call(print, threading.Lock())
+
+
+def test_timeout_interrupts_and_names_are_kept(cluster2):
+    result = cluster2.run("kept = rank\nimport time\nwhile True:\n    time.sleep(0.01)", timeout_s=0.3)
+    assert "longer than its timeout of 0.3 s" in result.failure_text()
+    assert {error.ename for error in result.errors.values()} == {"KeyboardInterrupt"}
+    assert run(cluster2, "kept").values == {0: "0", 1: "1"}
+
+
+@pytest.mark.parametrize(
+    "loop", ["while True: pass", "import asyncio\nwhile True: await asyncio.sleep(0.01)", "while True: print('x' * 100)"]
+)
+def test_interrupt_stops_all_ranks(cluster2, loop):
+    timer = threading.Timer(0.3, cluster2.interrupt)
+    timer.start()
+    result = cluster2.run(f"kept = 7\n{loop}")
+    timer.join()
+    assert result.interrupted
+    assert {error.ename for error in result.errors.values()} == {"KeyboardInterrupt"}
+    assert run(cluster2, "kept").values == {0: "7", 1: "7"}
+
+
+def test_ctrl_c_stops_all_ranks(cluster2):
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        cluster2.run("import time\ntime.sleep(60)")
+    timer.join()
+    assert cluster2.last_result.interrupted
+    assert run(cluster2, "rank").values == {0: "0", 1: "1"}
+
+
+def test_an_interrupt_between_cells_means_nothing(cluster2):
+    cluster2.interrupt()
+    assert run(cluster2, "rank").values == {0: "0", 1: "1"}
+
+
+def test_a_rank_that_does_not_answer_the_interrupt_is_named(cluster2):
+    source = "import signal, time\nsignal.pthread_sigmask(signal.SIG_BLOCK, [2])\ntime.sleep(4.5)\nsignal.pthread_sigmask(signal.SIG_UNBLOCK, [2])"
+    result = cluster2.run(source, on="1", timeout_s=0.2)
+    # another thread may take the signal, and Python runs the handler in the main thread when the sleep is over
+    if result.busy:
+        assert "rank 1 did not answer the interrupt and still runs" in result.failure_text()
+        with pytest.raises(ClusterStateError, match="rank 1 still runs an earlier cell"):
+            cluster2.run("1")
+        assert run(cluster2, "rank", on="0").values == {0: "0"}
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if all(row["state"] == "idle" for row in cluster2.status()):
+            break
+        time.sleep(0.1)
+    assert run(cluster2, "rank").values == {0: "0", 1: "1"}
+
+
+def test_a_flood_is_cut_and_the_file_has_all_of_it(cluster2):
+    result = run(cluster2, "for i in range(20_000): print('line', i)")
+    lines = [text for _, text in texts(result)]
+    assert len(lines) < 3000
+    assert lines[0] == "line 0"
+    assert lines[-1] == "line 19999"
+    assert set(result.floods) == {0, 1}
+    with open(result.floods[1]) as file:
+        assert file.read() == "".join(f"line {i}\n" for i in range(20_000))
+
+
+def test_background_threads_do_not_print_into_later_cells(cluster2):
+    run(cluster2, "import threading\nprint('now')\nthreading.Timer(0.2, print, ['late']).start()")
+    time.sleep(0.4)
+    assert texts(run(cluster2, "print('next')")) == [("0,1", "next")]
+    assert "late" in cluster2.logs(0)
+
+
+def test_a_second_cell_at_the_same_time_is_refused(cluster2):
+    started = threading.Event()
+
+    class View:
+        def update(self, _):
+            started.set()
+
+        def finish(self, *_):
+            pass
+
+    thread = threading.Thread(target=lambda: cluster2.execute("import time\ntime.sleep(1)", view=View()))
+    thread.start()
+    started.wait(10)
+    with pytest.raises(ClusterStateError, match="another cell is running"):
+        cluster2.run("1")
+    thread.join()
+
+
+def test_output_is_seen_while_the_cell_runs(cluster2):
+    latencies = []
+
+    class View:
+        def update(self, cell_run):
+            if not latencies and (items := cell_run.items()):
+                latencies.append(time.perf_counter_ns() - int(items[0].text))
+
+        def finish(self, *_):
+            pass
+
+    assert cluster2.execute("import time\nprint(time.perf_counter_ns())\ntime.sleep(0.5)", on="0", view=View()).ok
+    assert latencies[0] < 400e6  # before the cell has ended; benchmarks measure how much before

@@ -1,0 +1,28 @@
+"""Every engine is a real ipyparallel engine: its client and views see the same names."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.engines
+
+
+def test_client_and_cells_see_the_same_names(cluster2):
+    cluster2.run("from_cell = rank + 1")
+    client = cluster2.client
+    assert client.ids == [0, 1]
+    view = client[:]
+    assert view["from_cell"] == [1, 2]
+    view.push({"from_view": 5}, block=True)
+    assert cluster2.run("from_view").values == {0: "5", 1: "5"}
+    assert view.apply_sync(int, "7") == [7, 7]
+
+
+def test_output_of_views_goes_to_views(cluster2):
+    result = cluster2.client[:].execute("print('to the view', rank)", block=True)
+    assert [text.strip() for text in result.stdout] == ["to the view 0", "to the view 1"]
+    assert cluster2.run("1").outputs == {}
+
+
+def test_engine_ids_are_ranks(cluster4):
+    assert cluster4.client[:]["rank"] == [0, 1, 2, 3]
