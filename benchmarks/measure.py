@@ -78,14 +78,24 @@ def machine() -> str:
     return " · ".join([f"{cores} cores", f"load {load:.2f}", f"Python {platform.python_version()}", *versions])
 
 
-def interleave(sides: Mapping[str, Callable[[], float]], num_rounds: int) -> dict[str, list[float]]:
-    """Measure every side once per round, starting with another side each time: drift hits all alike."""
+def interleave(
+    sides: Mapping[str, Callable[[], float]], num_rounds: int, *, block: int = 1, settle_s: float = 0.0
+) -> dict[str, list[float]]:
+    """Measure every side once per round, starting with another side each time: drift hits all alike.
+
+    Args:
+        sides: Name -> what measures once.
+        num_rounds: How often.
+        block: Measurements of a side in a row, in each round.
+        settle_s: Pause before each block: what the side before still does must not count for this one.
+    """
     values: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     for turn in range(num_rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            values[name].append(sides[name]())
+            time.sleep(settle_s)
+            values[name] += [sides[name]() for _ in range(block)]
     return values
 
 

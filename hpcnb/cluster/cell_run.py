@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter_ns
-from typing import Any, Protocol
+from typing import Protocol
 
 from hpcnb.cluster.result import CellResult, RankError, RawSpans, RichOutput
 from hpcnb.core import messages as m
@@ -147,14 +148,17 @@ class CellRun:
         for notice in reply.notices:
             result.notices[notice] = result.notices.get(notice, RankSet()) | RankSet([rank])
 
-    def finish(self, *, flood_file: Any = None) -> CellResult:  # noqa: ANN401 - a function rank -> path
-        """The result; call when the watch has ended the cell."""
+    def finish(self, *, flood_file: Callable[[int], str]) -> CellResult:
+        """The result; call when the watch has ended the cell.
+
+        Args:
+            flood_file: File with the whole output of a rank, where it was cut.
+        """
         self._grouper.finish()
         self.result.items = self._grouper.layout()
         self.result.outputs = {rank: "".join(texts) for rank, texts in self._spoken.items() if texts}
         self.result.busy = self.watch.running
-        if flood_file is not None:
-            for item in self.result.items:
-                if item.kind == "cut":
-                    self.result.floods.update({rank: str(flood_file(rank)) for rank in item.ranks})
+        for item in self.result.items:
+            if item.kind == "cut":
+                self.result.floods.update({rank: flood_file(rank) for rank in item.ranks})
         return self.result

@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import itertools
 import os
-import platform
 import queue
-import shutil
-import signal
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from types import FrameType, TracebackType
+from collections.abc import Callable
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import zmq
-
-from hpcnb.cluster import machine
+from hpcnb.cluster import machine, waiting
 from hpcnb.cluster.cell_run import CellRun, CellView
 from hpcnb.cluster.launchers import local
-from hpcnb.cluster.link import Link
+from hpcnb.cluster.node import Node
 from hpcnb.cluster.result import CellResult
 from hpcnb.core import lifecycle, watch
 from hpcnb.core import messages as m
-from hpcnb.core.errors import ClusterStateError, LaunchError, LinkError, TransferError, VersionMismatch
-from hpcnb.core.launch import AgentSpec, RunFolder
+from hpcnb.core.errors import ClusterStateError, TransferError
+from hpcnb.core.launch import RunFolder
 from hpcnb.core.mesh import MeshSpec
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.selection import SelectionContext, select
-from hpcnb.core.version import __version__
 
 if TYPE_CHECKING:
     import ipyparallel as ipp
@@ -45,11 +38,8 @@ __all__ = ["Cluster", "current", "starting"]
 LAUNCHERS = ("local",)
 #: Lines and characters of a flood that the notebook shows, over all ranks.
 _LINE_BUDGET, _BYTE_BUDGET = 2400, 200_000
-#: Interrupted ranks get so long to answer before the prompt comes back.
-_GRACE_S = 2.0
 #: Cells whose spans are kept for ``timeline()``.
 _KEPT_CELLS = 200
-_STOP_S = 6.0
 
 
 class Cluster:
@@ -107,11 +97,8 @@ class Cluster:
         self._start_timeout_s = start_timeout_s
         self._record = record
         self._state = lifecycle.Lifecycle(num_ranks)
-        self._folder: RunFolder | None = None
-        self._agent: local.AgentProcess | None = None
-        self._link: Link | None = None
-        self._inbox: queue.SimpleQueue[m.Message | watch.Event] = queue.SimpleQueue()
-        self._answers: dict[int, queue.SimpleQueue[Any]] = {}
+        self._node: Node | None = None
+        self._inbox: waiting.Inbox = queue.SimpleQueue()
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
         self._run_lock = threading.Lock()
@@ -133,12 +120,12 @@ class Cluster:
     @property
     def running(self) -> bool:
         """Whether the cluster has been started and not stopped."""
-        return self._link is not None and self._state.phase == "running"
+        return self._node is not None and self._state.phase == "running"
 
     @property
     def starting(self) -> bool:
         """Whether its start is under way, on whichever thread; ``start_stages`` says how far it is."""
-        return self._link is not None and self._state.phase == "starting"
+        return self._node is not None and self._state.phase == "starting"
 
     def start(self, on_stage: Callable[[str], None] | None = None) -> Cluster:
         """Start the ranks; returns when all run cells and the process group is up.
@@ -151,28 +138,39 @@ class Cluster:
             LaunchError: A stage failed; the text has the last lines of the log.
             VersionMismatch: Ranks run another version of hpcnb or Python.
         """
-        if self._link is not None:
+        if self._node is not None:
             msg = f"cluster {self.name!r} is running with {self.world_size} ranks already; stop it first: %hpc stop"
             raise ClusterStateError(msg)
         self._reset()
-        # before anything is started: a start on another thread does not outlive the notebook kernel either
-        atexit.register(_stop_at_exit, weakref.ref(self), os.getpid())
-        global _latest, _starting  # noqa: PLW0603 - magics run on the cluster that was started last
-        _starting = weakref.ref(self)
         began_s = time.perf_counter()
-        self._folder = RunFolder.create(self.name)
+
+        def tell(words: str) -> None:
+            self.start_stages.append(words)
+            if on_stage is not None:
+                on_stage(words)
+
         try:
-            spec = self._spec(self._folder)
-            spec.save(self._folder.spec)
-            self._agent = local.launch(spec, self._folder, python=self._python)
-            self._link = Link(spec, self._on_message)
-            self._link.send(m.Hello(m.PROTOCOL, __version__, spec.python_version, owner=True))
-            self._await_ready(began_s + self._start_timeout_s, on_stage)
+            self._node = self._launch()
+            self._state = waiting.await_ready(
+                self._node, self._inbox, self._state, timeout_s=self._start_timeout_s, on_stage=tell
+            )
         except BaseException:
             self.stop()
             raise
+        self.start_stages.append(f"{self.world_size} ranks ready {time.perf_counter() - began_s:.1f} s")
+        atexit.register(_stop_at_exit, weakref.ref(self), os.getpid())
+        global _latest  # noqa: PLW0603 - magics run on the cluster that was started last
         _latest = weakref.ref(self)
         return self
+
+    def _launch(self) -> Node:
+        folder = RunFolder.create(self.name)
+        spec = local.new_spec(
+            folder, self.mesh, cluster_name=self.name, threads_per_rank=self._threads_per_rank,
+            idle_timeout_s=self._idle_timeout_s, environment=self._environment, record=self._record,
+        )  # fmt: skip
+        spec.save(folder.spec)
+        return Node(spec, folder, python=self._python, on_message=self._on_message)
 
     def _reset(self) -> None:
         self._state = lifecycle.Lifecycle(self.world_size)
@@ -183,87 +181,18 @@ class Cluster:
         self._inbox = queue.SimpleQueue()
         self.start_stages = []
 
-    def _spec(self, folder: RunFolder) -> AgentSpec:
-        server_public, server_secret = zmq.curve_keypair()
-        client_public, client_secret = zmq.curve_keypair()
-        return AgentSpec(
-            cluster_name=self.name,
-            world_size=self.world_size,
-            first_rank=0,
-            num_ranks=self.world_size,
-            mesh=str(self.mesh),
-            threads_per_rank=self._threads_per_rank,
-            idle_timeout_s=self._idle_timeout_s,
-            hpcnb_version=__version__,
-            python_version=".".join(platform.python_version_tuple()[:2]),
-            link_address=f"ipc://{folder.link_socket}",
-            server_public=server_public.decode(),
-            server_secret=server_secret.decode(),
-            client_public=client_public.decode(),
-            client_secret=client_secret.decode(),
-            environment=self._environment,
-            record=self._record,
-        )
-
-    def _await_ready(self, deadline_s: float, on_stage: Callable[[str], None] | None) -> None:
-        assert self._agent is not None
-        agent = self._agent  # stop() on another thread takes it away, and the agent's farewell ends this loop
-        began_s = time.perf_counter()
-        while True:
-            try:
-                events = _lifecycle_events(self._inbox.get(timeout=0.1))
-            except queue.Empty:
-                events = []
-                if (status := agent.ended()) is not None:
-                    lines = agent.log_lines()
-                    events = [lifecycle.AgentEnded(f"the node agent ended with status {status}", lines)]
-                elif time.perf_counter() > deadline_s:
-                    events = [lifecycle.Deadline(self._start_timeout_s)]
-            for event in events:
-                self._state, actions = lifecycle.advance(self._state, event)
-                for action in actions:
-                    if isinstance(action, lifecycle.Tell):
-                        self.start_stages.append(action.words)
-                        if on_stage is not None:
-                            on_stage(action.words)
-                    elif isinstance(action, lifecycle.Ready):
-                        self.start_stages.append(f"{self.world_size} ranks ready {time.perf_counter() - began_s:.1f} s")
-                        return
-                    else:
-                        self._raise_failure(action)
-
-    def _raise_failure(self, failure: lifecycle.Fail) -> None:
-        if failure.version_mismatch:
-            msg = f"{failure.reason}; install the same version in both, or choose the ranks' interpreter: python=..."
-            raise VersionMismatch(msg)
-        msg = f"cluster {self.name!r} with {self.world_size} ranks did not start: {failure.reason}"
-        raise LaunchError(msg)
-
     def stop(self) -> None:
         """End ranks, agent and controller, and remove what they left. Does nothing if not started."""
         with self._lock:
-            link, agent, folder = self._link, self._agent, self._folder
-            self._link = self._agent = self._folder = None
+            node, self._node = self._node, None
             client, self._client = self._client, None
         if client is not None:
             client.close()
-        try:
-            if link is not None and agent is not None and agent.ended() is None:
-                link.send(m.Shutdown("stopped from the notebook"))
-                if not agent.wait(_STOP_S):
-                    agent.kill()
-            elif agent is not None and agent.ended() is None:
-                agent.kill()
-        finally:
-            if link is not None:
-                link.close()
-            if folder is not None:  # the agent has removed it unless it was killed
-                shutil.rmtree(folder.path, ignore_errors=True)
-                with contextlib.suppress(OSError):  # other clusters may be running
-                    folder.path.parent.rmdir()
+        if node is not None:
+            node.stop("stopped from the notebook")
 
     def __enter__(self) -> Cluster:
-        return self if self._link is not None else self.start()
+        return self if self._node is not None else self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -277,10 +206,6 @@ class Cluster:
     # --- messages (link thread) -----------------------------------------------------------------------------
 
     def _on_message(self, message: m.Message) -> None:
-        if isinstance(message, m.Answer):
-            if (waiting := self._answers.pop(message.request, None)) is not None:
-                waiting.put(message.value)
-            return
         if isinstance(message, m.RankReady):
             self._ready[message.rank] = message
         elif isinstance(message, m.RankExited) and not message.expected:
@@ -289,17 +214,12 @@ class Cluster:
             self._busy = RankSet()
         self._inbox.put(message)
 
-    def _require_link(self) -> Link:
-        if self._link is None or self._state.phase != "running":
+    def _running_node(self) -> Node:
+        if self._node is None or self._state.phase != "running":
             msg = f"cluster {self.name!r} is not running; start it: %hpc start {self.world_size}, or cluster.start()"
             raise ClusterStateError(msg)
-        if self._agent is not None and (status := self._agent.ended()) is not None:
-            msg = (
-                f"the node agent of cluster {self.name!r} ended with status {status}, and its ranks with it; "
-                "type %hpc stop, then %hpc start"
-            )
-            raise LinkError(msg)
-        return self._link
+        self._node.check()
+        return self._node
 
     # --- cells ----------------------------------------------------------------------------------------------
 
@@ -391,7 +311,7 @@ class Cluster:
         view: CellView | None,
         label: str | None,
     ) -> CellResult:
-        link = self._require_link()
+        node = self._running_node()
         if timeout_s is not None and timeout_s <= 0:
             msg = f"timeout {timeout_s:g} s: a timeout is more than 0 seconds"
             raise ValueError(msg)
@@ -405,13 +325,12 @@ class Cluster:
             run = CellRun(cell, label or f"cell {cell}", ranks, self.world_size)
             self._inbox = queue.SimpleQueue()
             message = make(cell, ranks)
-            with self._on_sigint(run):
+            with waiting.sigint_as_event(run, self._inbox):
                 run.submitted_ns = time.perf_counter_ns()
-                link.send(message)
-                self._await_cell(run, link, timeout_s, view)
+                node.link.send(message)
+                waiting.await_cell(run, node, self._inbox, timeout_s=timeout_s, view=view)
             self._signalled = run.signalled
-            folder = self._folder
-            result = run.finish(flood_file=None if folder is None else lambda rank: folder.flood(cell, rank))
+            result = run.finish(flood_file=lambda rank: str(node.folder.flood(cell, rank)))
             if run.watch.timed_out:
                 result.timeout_s = timeout_s
             if result.busy:
@@ -444,56 +363,13 @@ class Cluster:
             )
             raise ClusterStateError(msg)
 
-    def _await_cell(self, run: CellRun, link: Link, timeout_s: float | None, view: CellView | None) -> None:
-        deadline_s = None if timeout_s is None else time.perf_counter() + timeout_s
-        grace_until_s: float | None = None
-        while not run.watch.ended:
-            actions: list[watch.Action] = []
-            try:
-                message = self._inbox.get(timeout=0.05)
-            except queue.Empty:
-                now_s = time.perf_counter()
-                if deadline_s is not None and now_s > deadline_s:
-                    deadline_s = None
-                    actions = run.tell(watch.TimedOut())
-                elif grace_until_s is not None and now_s > grace_until_s:
-                    actions = run.tell(watch.GraceOver())
-                elif self._agent is not None and self._agent.ended() is not None:
-                    self._require_link()
-            else:
-                actions = run.feed(message) if isinstance(message, m.Message) else run.tell(message)
-            for action in actions:
-                if isinstance(action, watch.InterruptRanks):
-                    link.send(m.Interrupt(action.ranks))
-                elif isinstance(action, watch.StartGrace):
-                    grace_until_s = time.perf_counter() + _GRACE_S
-            if view is not None:
-                view.update(run)
-
-    @contextlib.contextmanager
-    def _on_sigint(self, run: CellRun) -> Iterator[None]:
-        """Ctrl-C becomes an event: no KeyboardInterrupt in the middle of a message or of the view."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def interrupted(_number: int, _frame: FrameType | None) -> None:
-            run.signalled = True
-            self._inbox.put(watch.InterruptAsked())
-
-        before = signal.signal(signal.SIGINT, interrupted)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
     def interrupt(self) -> None:
         """Interrupt the running cell on all its ranks; from any thread. Names on the ranks are kept."""
-        link = self._require_link()
+        node = self._running_node()
         if self._run_lock.locked():
             self._inbox.put(watch.InterruptAsked())
         else:
-            link.send(m.Interrupt(RankSet.all(self.world_size)))
+            node.link.send(m.Interrupt(RankSet.all(self.world_size)))
 
     def recover(self) -> int:
         """Build the process groups of all ranks again, under a new generation; returns its number.
@@ -536,7 +412,7 @@ class Cluster:
 
     def status(self) -> list[dict[str, Any]]:
         """One row per rank: rank, host, pid, device, state (with the collective it is in), memory_mb (PSS)."""
-        rows: list[dict[str, Any]] = self._ask("status")
+        rows: list[dict[str, Any]] = self._running_node().ask("status")
         return rows
 
     def logs(self, rank: int | None = None) -> str:
@@ -544,19 +420,7 @@ class Cluster:
         if rank is not None and not 0 <= rank < self.world_size:
             msg = f"no rank {rank}; the cluster has ranks 0-{self.world_size - 1}"
             raise ValueError(msg)
-        return str(self._ask("logs", -1 if rank is None else rank))
-
-    def _ask(self, question: str, argument: int = 0) -> Any:  # noqa: ANN401 - depends on the question
-        link = self._require_link()
-        request = next(self._numbers)
-        waiting = self._answers[request] = queue.SimpleQueue()
-        link.send(m.Ask(request, question, argument))
-        try:
-            return waiting.get(timeout=10.0)
-        except queue.Empty:
-            self._answers.pop(request, None)
-            msg = "the node agent did not answer within 10 s; type %hpc stop to end the cluster"
-            raise LinkError(msg) from None
+        return str(self._running_node().ask("logs", -1 if rank is None else rank))
 
     def timeline(self) -> Timeline:
         """Spans of the cells so far, the last 200 at most."""
@@ -567,13 +431,12 @@ class Cluster:
     @property
     def client(self) -> ipp.Client:
         """An ipyparallel client of the same engines: views, ``%%px`` and ``become_dask`` see the same names."""
-        self._require_link()
+        folder = self._running_node().folder
         if self._client is None:
             import ipyparallel
 
-            assert self._folder is not None
             self._client = ipyparallel.Client(
-                str(self._folder.connection_file("client")), profile_dir=str(self._folder.profile)
+                str(folder.connection_file("client")), profile_dir=str(folder.profile)
             )
             self._client.wait_for_engines(self.world_size, timeout=30)
         return self._client
@@ -593,24 +456,6 @@ def starting() -> Cluster | None:
     """The cluster whose start is under way, whoever asked for it: a cell or a panel."""
     cluster = _starting() if _starting is not None else None
     return cluster if cluster is not None and cluster.starting else None
-
-
-def _lifecycle_events(message: m.Message | watch.Event) -> list[lifecycle.Event]:
-    if isinstance(message, m.Welcome):
-        return [lifecycle.Linked()]
-    if isinstance(message, m.Refused):
-        return [lifecycle.Refusal(message.reason)]
-    if isinstance(message, m.Stage):
-        return [lifecycle.StageEnded(message.name, (message.end_ns - message.start_ns) / 1e6)]
-    if isinstance(message, m.RankReady):
-        return [lifecycle.RankIsReady(message.rank)]
-    if isinstance(message, m.RankExited):
-        return [lifecycle.RankEnded(message.rank, message.status, tuple(message.last_lines))]
-    if isinstance(message, m.StartFailed):
-        return [lifecycle.StartFailure(message.reason, tuple(message.log_lines))]
-    if isinstance(message, m.Farewell):
-        return [lifecycle.AgentEnded(f"the cluster ended itself: {message.reason}")]
-    return []
 
 
 def _stop_at_exit(cluster: weakref.ref[Cluster], pid: int) -> None:

@@ -38,6 +38,9 @@ class AgentSpec:
         client_secret: Its secret, for the notebook.
         environment: Extra environment of ranks.
         record: Whether the recorder is on from the start.
+        is_local: All ranks are on this machine: nothing listens beyond loopback.
+        controller_profile: Profile folder of a running ipyparallel controller to register with; "" starts one.
+        controller_id: Its cluster id.
     """
 
     cluster_name: str
@@ -56,7 +59,9 @@ class AgentSpec:
     client_secret: str
     environment: dict[str, str]
     record: bool = True
-    is_local: bool = True  #: all ranks on this machine: nothing listens beyond loopback
+    is_local: bool = True
+    controller_profile: str = ""
+    controller_id: str = "hpcnb"
 
     def save(self, path: Path) -> None:
         """Write as JSON, readable by the owner only from its first byte on."""
@@ -163,11 +168,6 @@ class RunFolder:
         """Whole output of one rank in one cell."""
         return self.cells / f"cell-{cell}-rank-{rank}.txt"
 
-    @property
-    def controller_id(self) -> str:
-        """ipyparallel's cluster id."""
-        return "hpcnb"
-
     def connection_file(self, side: str) -> Path:
-        """ipyparallel's connection file of ``client`` or ``engine``."""
-        return self.profile / "security" / f"ipcontroller-{self.controller_id}-{side}.json"
+        """Connection file of our own ipyparallel controller for ``client`` or ``engine``."""
+        return self.profile / "security" / f"ipcontroller-hpcnb-{side}.json"

@@ -40,6 +40,7 @@ _M = TypeVar("_M", bound="Message")
 class Message:
     """Base of all messages; subclasses are frozen dataclasses of msgpack values and RankSet."""
 
+    __slots__ = ()
     _names: ClassVar[tuple[str, ...]] = ()
 
 
@@ -63,6 +64,11 @@ def _extension(code: int, packed: bytes) -> object:
         return RankSet.of_bytes(packed)
     msg = f"unknown extension {code}"
     raise MessageError(msg)
+
+
+def names_of(message: Message) -> tuple[str, ...]:
+    """Names of the message's fields, in order."""
+    return type(message)._names
 
 
 def encode(message: Message) -> bytes:

@@ -74,7 +74,8 @@ def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder) -> None:
         wait_for_url_file=60.0,
         log_level=logging.ERROR,
     )
-    engine.initialize([f"--profile-dir={folder.profile}", f"--cluster-id={folder.controller_id}"])
+    profile = spec.controller_profile or str(folder.profile)
+    engine.initialize([f"--profile-dir={profile}", f"--cluster-id={spec.controller_id}"])
 
     def when_registered() -> None:
         streams = (

@@ -21,11 +21,10 @@ from typing import Any
 
 from hpcnb.core import messages as m
 from hpcnb.core.launch import AgentSpec, RunFolder
-from hpcnb.core.ranks import RankSet
 from hpcnb.core.version import __version__
 from hpcnb.node import controller
-from hpcnb.node.gather import Gather
 from hpcnb.node.rank_process import RankProcess
+from hpcnb.node.relay import CellMessage, CellRelay
 from hpcnb.node.server import LinkServer
 
 __all__ = ["Agent"]
@@ -35,7 +34,8 @@ LOG = logging.getLogger(__name__)
 _GRACE_S = 1.0
 #: Nobody has ever connected: the launch was given up.
 _UNCLAIMED_S = 120.0
-_DRAIN_S = 0.25
+#: The controller's connection file is looked for so often.
+_STARTING_S = 0.02
 
 
 class Agent:
@@ -71,20 +71,14 @@ class Agent:
         self._ranks = {
             rank: RankProcess(rank, folder) for rank in range(spec.first_rank, spec.first_rank + spec.num_ranks)
         }
-        self._gather = Gather()
-        self._cell = 0
-        self._waiting: set[int] = set()
-        self._cell_ranks: list[int] = []
-        self._replies: list[Any] = []
-        self._progress: dict[tuple[int, str, int], dict[int, tuple[int, float]]] = {}
-        self._unfinished: dict[tuple[int, str, int], set[int]] = {}
-        self._progress_due_s: float | None = None
+        self._relay = CellRelay(self._ranks, self._server.send_all, clock)
+        self._forking: list[int] = []
         self._history: list[m.Message] = []  # what a notebook that connects later must know
-        self._drain_due_s = 0.0
         self._alone_since_s: float | None = self._clock()
         self._claimed = False
         self._ending: str | None = None
         self._controller: subprocess.Popen[bytes] | None = None
+        self._controller_started_ns = 0
         self._selector = selectors.DefaultSelector()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._parent = os.pidfd_open(os.getppid())
@@ -97,9 +91,9 @@ class Agent:
         signal.signal(signal.SIGTERM, lambda *_: self._end("the agent was told to end (SIGTERM)"))
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
-            started_ns = time.perf_counter_ns()
-            self._controller = controller.start(self._folder)
-            self._controller_started_ns = started_ns
+            if not self._spec.controller_profile:
+                self._controller_started_ns = time.perf_counter_ns()
+                self._controller = controller.start(self._folder)
             self._listener.bind(str(self._folder.agent_socket))
             self._listener.listen(4096)
             self._watch(self._listener.fileno(), self._accept)
@@ -123,25 +117,15 @@ class Agent:
         for client, message in self._server.receive():
             self._hear_notebook(client, message)
         now_s = self._clock()
-        if self._gather.due_s is not None and now_s >= self._gather.due_s:
-            self._flush_output()
-        if self._progress_due_s is not None and now_s >= self._progress_due_s:
-            self._flush_progress()
-        if self._cell and now_s >= self._drain_due_s:
-            self._drain_due_s = now_s + _DRAIN_S
-            for rank in self._cell_ranks:
-                self._ranks[rank].drain_spans()
+        self._relay.tick(now_s)
         self._check_owners(now_s)
         self._check_controller()
 
     def _timeout_s(self) -> float:
         now_s = self._clock()
-        due = [now_s + 1.0]
-        due += [time_s for time_s in (self._gather.due_s, self._progress_due_s) if time_s is not None]
-        if self._cell:
-            due.append(self._drain_due_s)
-        if self._controller is not None and self._controller_started_ns:
-            due.append(now_s + 0.02)
+        due = [now_s + (_STARTING_S if self._controller_started_ns else 1.0)]
+        if self._relay.due_s is not None:
+            due.append(self._relay.due_s)
         return max(0.0, min(due) - now_s)
 
     def _watch(self, descriptor: int, call: Callable[[], None], events: int = selectors.EVENT_READ) -> None:
@@ -163,6 +147,8 @@ class Agent:
             return
         if self._alone_since_s is None:
             self._alone_since_s = now_s
+        if not self._claimed and self._spec.controller_profile:
+            return  # started by ipyparallel's own Cluster, which also ends it
         limit_s = self._spec.idle_timeout_s if self._claimed else _UNCLAIMED_S
         if now_s - self._alone_since_s >= limit_s:
             self._end(f"no notebook has been connected for {limit_s:.0f} s")
@@ -170,7 +156,7 @@ class Agent:
     def _parent_gone(self) -> None:
         self._unwatch(self._parent)
         if not self._claimed:
-            self._end("who launched the cluster ended before connecting to it")
+            self._end("who launched the cluster ended, and no notebook is connected")
 
     def _check_controller(self) -> None:
         if self._controller is None or not self._controller_started_ns:
@@ -305,32 +291,16 @@ class Agent:
             self._unwatch(cells)
 
     def _rank_said(self, process: RankProcess, message: m.Message) -> None:
-        if isinstance(message, m.Text):
-            if message.cell == process.cell != 0:
-                self._show(process, [(message.stream, message.text)])
-            else:
-                process.log(message.text)
-        elif isinstance(message, m.CellReply):
-            self._replied(process, message)
-        elif isinstance(message, m.RankDisplay):
-            self._show(process, process.read_pipes())
-            self._flush_output()
-            self._server.send_all(
-                m.Display(
-                    message.cell, RankSet([process.rank]), message.bundle, message.metadata, message.display_id,
-                    message.update,
-                )
-            )  # fmt: skip
-        elif isinstance(message, m.RankProgress):
-            self._progressed(process, message)
-        elif isinstance(message, m.RankReady):
+        if isinstance(message, m.RankReady):
             process.ready = message
             self._tell(message)
+        else:
+            self._relay.hear(process, message)
 
     def _hear_pipe(self, process: RankProcess, pipe: int) -> None:
         for message in process.read_messages():  # text that Python sent before C code wrote
             self._rank_said(process, message)
-        self._show(process, process.read_pipe(pipe))
+        self._relay.show(process, process.read_pipe(pipe))
         if pipe not in process.descriptors:
             self._unwatch(pipe)
 
@@ -342,21 +312,19 @@ class Agent:
             self._rank_said(process, message)
         for descriptor in process.descriptors:
             self._unwatch(descriptor)
-        self._gather.add(process.rank, process.end_cell(), self._clock())
+        self._relay.lost(process)
         process.status = status
         last_lines = list(process.last_lines)[-12:]
         process.close()
         self._tell(m.RankExited(process.rank, pid, status, last_lines, self._ending is not None))
-        if process.rank in self._waiting:
-            self._waiting.discard(process.rank)
-            self._check_done()
+        self._relay.forget(process.rank)
 
-    # --- cells ----------------------------------------------------------------------------------------------
+    # --- notebooks -------------------------------------------------------------------------------------------
 
     def _hear_notebook(self, client: bytes, message: m.Message) -> None:
         if isinstance(message, m.Hello):
             self._greet(client, message)
-        elif isinstance(message, m.RunCell | m.CallFunction | m.Rebuild | m.Recording):
+        elif isinstance(message, CellMessage):
             self._run(message)
         elif isinstance(message, m.Interrupt):
             for rank in message.ranks:
@@ -388,69 +356,11 @@ class Agent:
         for earlier in self._history:
             self._server.send(client, earlier)
 
-    def _run(self, message: m.RunCell | m.CallFunction | m.Rebuild | m.Recording) -> None:
-        ranks = [rank for rank in message.ranks if rank in self._ranks]
-        self._cell = message.cell
-        self._cell_ranks = ranks
-        self._waiting = {rank for rank in ranks if self._ranks[rank].alive}
-        self._replies = []
-        lines, size = getattr(message, "line_budget", 1000), getattr(message, "byte_budget", 100_000)
-        for rank in self._waiting:
-            process = self._ranks[rank]
-            process.begin_cell(message.cell, lines, size)
-            if not process.send(message):
-                cells = process.descriptors[0]
-                key = self._selector.get_key(cells)
-                self._selector.modify(cells, selectors.EVENT_READ | selectors.EVENT_WRITE, key.data)
-        self._drain_due_s = self._clock() + _DRAIN_S
-        self._check_done()
-
-    def _replied(self, process: RankProcess, reply: m.CellReply) -> None:
-        if reply.cell != process.cell:
-            return
-        self._gather.add(process.rank, process.end_cell(), self._clock())
-        self._replies.append([getattr(reply, name) for name in reply._names])
-        self._waiting.discard(process.rank)
-        self._check_done()
-
-    def _check_done(self) -> None:
-        if not self._cell or self._waiting:
-            return
-        self._flush_output()
-        self._flush_progress()
-        spans: dict[int, bytes] = {}
-        strings: dict[int, list[str]] = {}
-        lost: dict[int, int] = {}
-        for rank in self._cell_ranks:
-            spans[rank], strings[rank], lost[rank] = self._ranks[rank].take_spans()
-        self._server.send_all(m.CellDone(self._cell, self._replies, spans, strings, lost))
-        self._cell = 0
-        self._unfinished.clear()
-
-    def _show(self, process: RankProcess, entries: list[tuple[str, str]]) -> None:
-        self._gather.add(process.rank, process.show(entries), self._clock())
-
-    def _flush_output(self) -> None:
-        entries = self._gather.take()
-        if entries:
-            self._server.send_all(m.Output(self._cell, entries))
-
-    def _progressed(self, process: RankProcess, message: m.RankProgress) -> None:
-        key = (message.bar, message.description, message.total)
-        self._progress.setdefault(key, {})[process.rank] = (message.position, message.elapsed_s)
-        unfinished = self._unfinished.setdefault(key, set())
-        (unfinished.discard if message.finished else unfinished.add)(process.rank)
-        if self._progress_due_s is None:
-            self._progress_due_s = self._clock() + 0.1
-
-    def _flush_progress(self) -> None:
-        self._progress_due_s = None
-        for key, positions in self._progress.items():
-            bar, description, total = key
-            self._server.send_all(
-                m.Progress(self._cell, bar, description, total, positions, not self._unfinished.get(key))
-            )
-        self._progress.clear()
+    def _run(self, message: CellMessage) -> None:
+        for process in self._relay.begin(message):
+            cells = process.descriptors[0]
+            data = self._selector.get_key(cells).data
+            self._selector.modify(cells, selectors.EVENT_READ | selectors.EVENT_WRITE, data)
 
     # --- questions ------------------------------------------------------------------------------------------
 

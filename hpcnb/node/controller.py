@@ -17,7 +17,7 @@ def start(folder: RunFolder) -> subprocess.Popen[bytes]:
         [
             sys.executable, "-m", "ipyparallel.controller",
             f"--profile-dir={folder.profile}",
-            f"--cluster-id={folder.controller_id}",
+            "--cluster-id=hpcnb",
             # schedulers as threads: 2 processes instead of 9
             "--IPController.use_threads=True",
             # a registration completes on a heartbeat: 3 s by default, and every engine is asked so often

@@ -105,18 +105,17 @@ class FloodGate:
                 self._open_size[kind], returned = 0, False
             room = self._head_size - self._size - sum(self._open_size.values())
             self._open_size[kind] += min(room, end - at)
-            if end - at > room:
-                return at + room
-            at = end
-            if match and match[0] == "\r":
-                at, returned = end + 1, True
-            elif match:
-                if room == end - at:
-                    return at
+            is_line = match is not None and match[0] == "\n"
+            if end - at + is_line > room:
+                return min(end, at + room)
+            if is_line:
                 self._size += self._open_size[kind] + 1
                 self._lines += 1
-                self._open_size[kind], returned = 0, False
-                at = end + 1
+                self._open_size[kind] = 0
+            if match is not None:
+                returned = not is_line
+                end += 1
+            at = end
         self._returned[kind] = returned
         return at
 

@@ -125,9 +125,9 @@ class RankProcess:
                 entries += received
         return entries
 
-    def send(self, message: Message) -> bool:
-        """Queue for the rank's main thread; false if it cannot all be sent now (then watch for writing)."""
-        self._unsent += frame(message)
+    def send(self, framed: bytes) -> bool:
+        """Queue a frame for the rank's main thread; false if it cannot all be sent now (then watch for writing)."""
+        self._unsent += framed
         return self.send_rest()
 
     def send_rest(self) -> bool:

@@ -10,7 +10,7 @@ from hpcnb.plots import svg
 from hpcnb.plots.figure import Figure
 from hpcnb.plots.theme import LOOKS, dress
 from hpcnb.timing import strip, units
-from hpcnb.timing.breakdown import totals
+from hpcnb.timing.breakdown import sums
 from hpcnb.timing.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -25,8 +25,7 @@ _Durations = Mapping[int, Mapping[str, float]]
 
 def plot(timeline: Timeline) -> Figure:
     """Time per category of every rank, all cells of ``timeline`` together; of many ranks, the extremes."""
-    durations_ms = _sums(timeline)
-    words = strip.words(timeline.cells[0]) if len(timeline.cells) == 1 else _words(timeline, durations_ms)
+    durations_ms = sums(timeline)
     slow, fast = strip.few(durations_ms, most=_MOST_ROWS)
     title = "Where the time went"
     if len(timeline.cells) == 1:
@@ -36,28 +35,11 @@ def plot(timeline: Timeline) -> Figure:
     drawn = {rank: durations_ms[rank] for rank in slow + fast}
     axis = svg.TimeAxis(max(1e-6, *(sum(of_rank.values()) for of_rank in drawn.values())))
     return Figure(
-        words=words,
+        words=strip.summary(timeline),
         text=strip.text_bars(durations_ms),
         svg=_static(drawn, title, axis),
         table=partial(_table, timeline),
         build=partial(_live, drawn, title, axis),
-    )
-
-
-def _sums(timeline: Timeline) -> dict[int, dict[str, float]]:
-    """Milliseconds per rank and category over all cells, ranks ascending."""
-    sums: dict[int, dict[str, float]] = {}
-    for cell in timeline.cells:
-        for rank, of_rank in totals(cell).items():
-            sum_ms = sums.setdefault(rank, {})
-            for name, duration_ms in of_rank.items():
-                sum_ms[name] = sum_ms.get(name, 0.0) + duration_ms
-    return dict(sorted(sums.items()))
-
-
-def _words(timeline: Timeline, durations_ms: _Durations) -> str:
-    return (
-        f"{units.count(len(timeline.cells), 'cell')} · {strip.shares(durations_ms, wall_ms=timeline.wall_ms)}"
     )
 
 

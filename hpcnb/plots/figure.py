@@ -1,4 +1,4 @@
-"""What a plot returns: a table, words, a static picture, and a HoloViews object that is made when asked for."""
+"""What a plot returns: words, a static picture, and a table and a HoloViews object, made when asked for."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["Figure"]
 class Figure:
     """A plot of a timeline.
 
-    In a notebook it shows as a live Bokeh plot where the page can load BokehJS from its Jupyter server, else as a
-    static picture; a terminal shows words and bars of text. Nothing is fetched from the internet.
+    In a notebook it shows as a live Bokeh plot where the page can load BokehJS from its Jupyter server, else
+    as a static picture; a terminal shows words and bars of text. Nothing is fetched from the internet.
 
     Args:
         words: What it shows, in a line.
@@ -57,11 +57,8 @@ class Figure:
     @cached_property
     def html(self) -> str:
         """The picture with the live plot in it."""
-        from bokeh.embed import json_item
-
-        with warm.bokeh_backend() as holoviews:
-            figure = holoviews.render(self.object, backend="bokeh")
-            return live.html(self.svg, self.words, dict(json_item(figure)))
+        with warm.bokeh_backend() as hv:
+            return live.html(self.svg, self.words, hv.render(self.object, backend="bokeh"))
 
     def __repr__(self) -> str:
         return self.text

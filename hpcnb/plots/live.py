@@ -1,8 +1,8 @@
 """HTML of a figure: the static picture, and a live plot that takes its place where that works offline.
 
-BokehJS (1.3 MB) is neither fetched from the internet nor put into the notebook: ``live.js`` asks the Jupyter server
-that shows the page, where Panel's server extension (a dependency of HoloViews) serves it. Elsewhere, on GitHub,
-in nbviewer, in a file made by nbconvert, in an untrusted notebook, the picture stays.
+BokehJS (1.3 MB) is neither fetched from the internet nor put into the notebook: ``live.js`` asks the Jupyter
+server that shows the page, where Panel's server extension (a dependency of HoloViews) serves it. Elsewhere, on
+GitHub, in nbviewer, in VS Code, in a file made by nbconvert, in an untrusted notebook, the picture stays.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 __all__ = ["html"]
 
 
-def html(svg: str, words: str, item: dict[str, Any]) -> str:
+def html(svg: str, words: str, plot: Any) -> str:
     """The HTML of a figure.
 
     Args:
         svg: The static picture.
         words: What it says; stands below, and in place of the picture for those who do not see it.
-        item: The plot as ``bokeh.embed.json_item`` gives it.
+        plot: A Bokeh figure.
     """
     # an image, not inline SVG: what cleans the HTML of untrusted notebooks removes SVG elements
     picture = base64.b64encode(svg.encode()).decode()
@@ -35,14 +35,26 @@ def html(svg: str, words: str, item: dict[str, Any]) -> str:
     return (
         f'<div class="hpcnb-figure">{static}<div class="hpcnb-live"></div>'
         f'<div style="font-size:12px">{escape(words)}</div>'
-        f'<script type="text/plain" class="hpcnb-packed">{_packed(item)}</script>'
+        f'<script type="text/plain" class="hpcnb-packed">{_packed(plot)}</script>'
         f"<script>{_script()}</script></div>"
     )
 
 
-def _packed(item: dict[str, Any]) -> str:
-    text = json.dumps(item, separators=(",", ":"))
+def _packed(plot: Any) -> str:
+    from bokeh.embed import json_item
+    from bokeh.models.sources import ColumnDataSource
+
+    for source in plot.select(type=ColumnDataSource):
+        # lists instead of arrays: JSON of round numbers packs far better than doubles in base64
+        source.data = {name: list(map(_plain, column)) for name, column in source.data.items()}
+    text = json.dumps(json_item(plot), separators=(",", ":"))
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy as one of Python, without a useless ``.0``."""
+    value = value.item() if hasattr(value, "item") else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Static pictures: SVG from numbers, small enough to live in a saved notebook. No library, no network, no script.
+"""Static pictures: SVG from numbers, small enough to live in a saved notebook. No library, no script.
 
 Knows boxes, patterns, a time axis and a legend; what they mean is the caller's.
 """
@@ -64,9 +64,7 @@ class TimeAxis:
         length = self.length_ms / self.unit_ms
         rough = length / 9
         magnitude = 10.0 ** math.floor(math.log10(rough))
-        step = next(
-            magnitude * round_number for round_number in (1, 2, 5, 10) if magnitude * round_number >= rough
-        )
+        step = next(magnitude * round_number for round_number in (1, 2, 5, 10) if magnitude * round_number >= rough)
         return [index * step for index in range(int(length / step + 1e-9) + 1)]
 
     def x(self, at_ms: float) -> float:
@@ -105,6 +103,7 @@ def picture(
     rows: Sequence[str],
     boxes: Sequence[Box],
     looks: Sequence[Look],
+    row_height: float = 28.0,
 ) -> str:
     """An SVG document of boxes in labelled rows over a time axis.
 
@@ -115,20 +114,22 @@ def picture(
         rows: A label per row.
         boxes: In the order of painting.
         looks: For the legend; those of all boxes are among them.
+        row_height: In pixels; many rows get less.
     """
     # an SVG shown inline shares its names with the page: patterns get names of their own
     key = f"h{zlib.crc32(repr((title, boxes)).encode()):x}"
-    fills = {
-        look: f"url(#{key}-{index})" if look.pattern else look.colour for index, look in enumerate(looks)
-    }
-    row_height = max(9.0, min(28.0, 480 / max(1, len(rows))))
+    fills = {look: f"url(#{key}-{index})" if look.pattern else look.colour for index, look in enumerate(looks)}
+    row_height = max(9.0, min(row_height, 480 / max(1, len(rows))))
     bottom = _TITLE_HEIGHT + row_height * len(rows)
     legend, legend_rows = _legend(looks, fills, bottom + _AXIS_HEIGHT)
     height = math.ceil(bottom + _AXIS_HEIGHT + _LEGEND_ROW * legend_rows + 4)
-    parts = [
+    head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
         f'viewBox="0 0 {WIDTH} {height}" role="img" aria-label={quoteattr(title)} '
-        f'font-family="system-ui,sans-serif" font-size="11" fill="{_INK}"><defs>',
+        f'font-family="system-ui,sans-serif" font-size="11" fill="{_INK}"><defs>'
+    )
+    parts = [
+        head,
         *(_pattern(look, f"{key}-{index}") for index, look in enumerate(looks) if look.pattern),
         '</defs><rect width="100%" height="100%" fill="#fff"/>',
         f'<text x="8" y="17" font-size="13">{escape(title)}</text>',
@@ -161,27 +162,67 @@ def _axis(axis: TimeAxis, label: str, bottom: float) -> Iterator[str]:
     yield f'<text {at} text-anchor="middle">{escape(label)} ({axis.unit})</text>'
 
 
-def _paint(
-    boxes: Sequence[Box], axis: TimeAxis, row_height: float, fills: Mapping[Look, str]
-) -> Iterator[str]:
+def _paint(boxes: Sequence[Box], axis: TimeAxis, row_height: float, fills: Mapping[Look, str]) -> Iterator[str]:
     """One path per run of boxes that look the same, then their texts, under what is nested in them."""
-    for look, run in groupby(boxes, key=lambda box: box.look):
-        outlines, texts = [], []
-        for box in run:
-            left, right = axis.x(box.start_ms), axis.x(box.end_ms)
-            top = _TITLE_HEIGHT + row_height * (box.row + box.top)
-            height = row_height * (box.bottom - box.top)
-            # a hair between neighbours where there is room shows where one ends
-            width = right - left - 0.5 if right - left > 4 else max(right - left, 0.1)
-            outlines.append(f"M{left:.1f} {top:.1f}h{width:.1f}v{height:.1f}h-{width:.1f}z")
-            if box.text and right - left >= _CHARACTER * len(box.text) + 6 and height >= 11:
-                at = f'x="{(left + right) / 2:.1f}" y="{top + height / 2 + 4:.1f}"'
-                texts.append(
-                    f'<text {at} text-anchor="middle" fill="{look.ink}" stroke="{look.colour}" '
-                    f'stroke-width="3" paint-order="stroke">{escape(box.text)}</text>'
-                )
-        yield f'<path fill="{fills[look]}" d="{"".join(outlines)}"/>'
-        yield from texts
+    for (look, base), run in groupby(boxes, key=lambda box: (box.look, box.bottom)):
+        same = list(run)
+        height = row_height * (base - same[0].top)
+        if all(box.top == same[0].top for box in same):
+            dashes = _dashes(same, axis, row_height)
+            yield f'<path fill="none" stroke="{fills[look]}" stroke-width="{height:.4g}" d="{dashes}"/>'
+        else:
+            yield f'<path fill="{fills[look]}" d="{_steps(same, axis, row_height)}"/>'
+        yield from _texts(same, axis, row_height)
+
+
+def _dashes(boxes: Sequence[Box], axis: TimeAxis, row_height: float) -> str:
+    """Boxes of one height as thick lines: half as long as outlines."""
+    path, row, pen = "", -1, 0
+    for box in boxes:
+        left, right = (round(10 * axis.x(at_ms)) for at_ms in (box.start_ms, box.end_ms))
+        # a hair between neighbours where there is room shows where one ends
+        length = right - left - 5 if right - left > 40 else max(right - left, 1)
+        if box.row == row:
+            path += f"m{_pixels(left - pen)} 0" if left != pen else ""
+        else:
+            middle = _TITLE_HEIGHT + row_height * (box.row + (box.top + box.bottom) / 2)
+            path += f"M{_pixels(left)} {_pixels(round(10 * middle))}"
+        path += f"h{_pixels(length)}"
+        row, pen = box.row, left + length
+    return path
+
+
+def _steps(boxes: Sequence[Box], axis: TimeAxis, row_height: float) -> str:
+    """Boxes on one base as the outline of a staircase, as far as they touch."""
+    path, row, pen, height, base = "", -1, 0, 0, ""
+    for box in boxes:
+        left, right = (round(10 * axis.x(at_ms)) for at_ms in (box.start_ms, box.end_ms))
+        top, bottom = (round(10 * (_TITLE_HEIGHT + row_height * (box.row + at))) for at in (box.top, box.bottom))
+        if (box.row, left) != (row, pen):
+            path += f"{base}M{_pixels(left)} {_pixels(bottom)}"
+            height = bottom
+        path += f"v{_pixels(top - height)}h{_pixels(right - left)}"
+        row, pen, height, base = box.row, right, top, f"V{_pixels(bottom)}z"
+    return path + base
+
+
+def _texts(boxes: Sequence[Box], axis: TimeAxis, row_height: float) -> Iterator[str]:
+    """What is written on the boxes that have room for it."""
+    for box in boxes:
+        left, right = axis.x(box.start_ms), axis.x(box.end_ms)
+        fits = right - left >= _CHARACTER * len(box.text) + 6 and row_height * (box.bottom - box.top) >= 11
+        if box.text and fits:
+            middle = _TITLE_HEIGHT + row_height * (box.row + (box.top + box.bottom) / 2) + 4
+            yield (
+                f'<text x="{(left + right) / 2:.1f}" y="{middle:.1f}" text-anchor="middle" '
+                f'fill="{box.look.ink}" stroke="{box.look.colour}" stroke-width="3" paint-order="stroke">'
+                f"{escape(box.text)}</text>"
+            )
+
+
+def _pixels(tenths: int) -> str:
+    """``12.3``, ``12``, ``.3``: as short as a path allows."""
+    return f"{tenths / 10:g}" if abs(tenths) >= 10 or not tenths else f"{tenths / 10:g}".replace("0", "", 1)
 
 
 def _legend(looks: Sequence[Look], fills: Mapping[Look, str], top: float) -> tuple[list[str], int]:

@@ -62,7 +62,7 @@ def dress(looks: Sequence[Look], plot: Any, element: Any) -> None:  # noqa: ARG0
 
     HoloViews has no options for either: its legend follows the order of the data.
     """
-    from bokeh.models import Legend, LegendItem
+    from bokeh.models.annotations import Legend, LegendItem
     from bokeh.transform import factor_cmap, factor_hatch
 
     labels = [look.label for look in looks]
@@ -76,9 +76,7 @@ def dress(looks: Sequence[Look], plot: Any, element: Any) -> None:  # noqa: ARG0
     renderer = plot.handles["glyph_renderer"]
     shown = list(renderer.data_source.data["category"])
     items = [
-        LegendItem(label=label, renderers=[renderer], index=shown.index(label))
-        for label in labels
-        if label in shown
+        LegendItem(label=label, renderers=[renderer], index=shown.index(label)) for label in labels if label in shown
     ]
     for each in list(figure.legend):
         each.visible = False

@@ -22,7 +22,7 @@ from hpcnb.timing.timeline import CellTimeline, RankCell, Spans, Timeline
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Account", "accounts", "breakdown", "rows", "totals"]
+__all__ = ["Account", "accounts", "breakdown", "rows", "sums", "totals"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -72,10 +72,8 @@ def accounts(cell: CellTimeline) -> tuple[Account, ...]:
     known = _accounts.get(cell)
     if known is None:
         communication = exposed(cell)
-        last_ns = max((cell.extent(rank)[1] for rank in cell.ranks), default=0)
         known = tuple(
-            _account(cell, rank, communication, communication.of_rank(index), last_ns)
-            for index, rank in enumerate(cell.ranks)
+            _account(cell, rank, communication, communication.of_rank(index)) for index, rank in enumerate(cell.ranks)
         )
         _accounts[cell] = known
     return known
@@ -96,11 +94,15 @@ def totals(cell: CellTimeline) -> dict[int, dict[str, float]]:
     return {account.rank: _named(account.duration_ns.sum(axis=0).tolist()) for account in accounts(cell)}
 
 
-def overlapped(cell: CellTimeline) -> dict[int, float]:
-    """Milliseconds of communication of each rank that ran beside its computation; never part of the sum."""
-    if all(len(rank.spans) <= 1 for rank in cell.ranks):
-        return {rank.rank: 0.0 for rank in cell.ranks}
-    return {account.rank: float(account.overlapped_ns.sum()) / 1e6 for account in accounts(cell)}
+def sums(timeline: Timeline) -> dict[int, dict[str, float]]:
+    """Milliseconds per rank, ascending, and category: :func:`totals` of all cells together."""
+    sums_ms: dict[int, dict[str, float]] = {}
+    for cell in timeline.cells:
+        for rank, durations_ms in totals(cell).items():
+            sum_ms = sums_ms.setdefault(rank, {})
+            for name, duration_ms in durations_ms.items():
+                sum_ms[name] = sum_ms.get(name, 0.0) + duration_ms
+    return dict(sorted(sums_ms.items()))
 
 
 def rows(timeline: Timeline) -> dict[str, npt.NDArray[Any]]:
@@ -145,22 +147,24 @@ def breakdown(timeline: Timeline) -> pd.DataFrame:
 
 def _plain_totals(cell: CellTimeline) -> Iterator[tuple[int, dict[str, float]]]:
     """Totals of the ranks whose only record is the cell itself: what an empty cell costs matters."""
-    extents = [cell.extent(rank) for rank in cell.ranks]
-    last_ns = max((end_ns for _, end_ns in extents), default=0)
-    for rank, (start_ns, end_ns) in zip(cell.ranks, extents, strict=True):
+    for rank in cell.ranks:
+        start_ns, end_ns = cell.extent(rank)
         inside_ns = 0
         if len(rank.spans):
             record = rank.spans.item(0)
             if record[_KIND] != Kind.CELL:
                 return
             inside_ns = min(max(0, record[_END] - record[_START] - record[_CHILD]), end_ns - start_ns)
-        dispatch_ns = start_ns - cell.submitted_ns + max(0, cell.done_ns - last_ns)
         durations_ns = [0.0] * _NUM_CATEGORIES
         durations_ns[Category.COMPUTATION] = inside_ns
         durations_ns[Category.OTHER] = end_ns - start_ns - inside_ns
-        durations_ns[Category.IDLE] = last_ns - end_ns
-        durations_ns[Category.DISPATCH] = dispatch_ns
+        durations_ns[Category.IDLE], durations_ns[Category.DISPATCH] = _edges(cell, start_ns, end_ns)
         yield rank.rank, _named(durations_ns)
+
+
+def _edges(cell: CellTimeline, start_ns: int, end_ns: int) -> tuple[int, int]:
+    """Idle until the last rank has ended, and dispatch before the rank's part and after the last one's."""
+    return cell.last_ns - end_ns, (start_ns - cell.submitted_ns) + max(0, cell.done_ns - cell.last_ns)
 
 
 def _named(durations_ns: list[float]) -> dict[str, float]:
@@ -171,9 +175,7 @@ def _named(durations_ns: list[float]) -> dict[str, float]:
     }
 
 
-def _account(
-    cell: CellTimeline, rank: RankCell, communication: Exposed, entries: slice, last_ns: int
-) -> Account:
+def _account(cell: CellTimeline, rank: RankCell, communication: Exposed, entries: slice) -> Account:
     spans = rank.spans
     steps, step = _steps(spans)
     kind = spans["kind"]
@@ -184,14 +186,14 @@ def _account(
     width = _NUM_CATEGORIES + 1  # the last column takes what has no category, and is dropped
     table = np.bincount(step * width + category, exclusive_ns, minlength=len(steps) * width)
     duration_ns: Floats = table.astype(np.float64).reshape(len(steps), width)[:, :_NUM_CATEGORIES].copy()
-    blocked_step = step[communication.record[entries]]
+    record = communication.record[entries]
     for blocked_category, blocked_ns in (
         (Category.COMMUNICATION_WAIT, communication.wait_ns[entries]),
         (Category.COMMUNICATION_TRANSFER, communication.transfer_ns[entries]),
     ):
-        duration_ns[:, blocked_category] += np.bincount(blocked_step, blocked_ns, minlength=len(steps))
-    overlapped_ns = _overlapped(spans[communication.record[entries]], blocked_step, duration_ns)
-    _settle(duration_ns, cell, rank, last_ns)
+        duration_ns[:, blocked_category] += np.bincount(step[record], blocked_ns, minlength=len(steps))
+    _settle(duration_ns, cell, rank)
+    overlapped_ns = _overlapped(spans[record], step[record], len(steps), cell.extent(rank))
     return Account(rank.rank, steps, duration_ns, overlapped_ns)
 
 
@@ -202,24 +204,28 @@ def _steps(spans: Spans) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     return steps, position[1:]
 
 
-def _overlapped(spans: Spans, step: npt.NDArray[np.int64], duration_ns: Floats) -> Floats:
-    """Per step: length(union(communication)) - blocked, both of this rank; a span counts where it began."""
-    num_steps = len(duration_ns)
+def _overlapped(spans: Spans, step: npt.NDArray[np.int64], num_steps: int, extent_ns: tuple[int, int]) -> Floats:
+    """Per step: length(union(issue to completion) - union(blocked)), both of this rank and inside its part.
+
+    What several operations share counts for the step of the one that was issued last.
+    """
     if not len(spans):
         return np.zeros(num_steps)
-    order = np.argsort(spans["start_ns"], kind="stable")
-    start, end = spans["start_ns"][order], spans["end_ns"][order]
-    covered = np.concatenate([start[:1], np.maximum.accumulate(end)[:-1]])
-    new_ns = np.maximum(end - np.maximum(start, covered), 0)
-    union_ns = np.bincount(step[order], new_ns, minlength=num_steps)
-    blocked_ns = duration_ns[:, [Category.COMMUNICATION_WAIT, Category.COMMUNICATION_TRANSFER]].sum(axis=1)
-    overlapped_ns: Floats = np.maximum(union_ns - blocked_ns, 0)
-    total_ns = max(0.0, float(union_ns.sum() - blocked_ns.sum()))
-    # work issued in one step and waited for in the next makes a step's difference negative
-    return overlapped_ns * (total_ns / overlapped_ns.sum()) if overlapped_ns.any() else overlapped_ns
+    bounds = [np.clip(spans[field], *extent_ns) for field in ("start_ns", "end_ns")]
+    bounds += [spans["wait_start_ns"], spans["wait_end_ns"]]
+    at = np.concatenate(bounds)
+    # timsort: each of the four is in order, or nearly so
+    order = np.argsort(at, kind="stable")
+    in_flight = np.cumsum(np.repeat(np.array([1, -1, 0, 0], np.int32), len(spans))[order])
+    blocked = np.cumsum(np.repeat(np.array([0, 0, 1, -1], np.int32), len(spans))[order])
+    lasts_ns = np.diff(at[order], append=at[order[-1]])
+    beside_ns = np.where((in_flight > 0) & (blocked == 0), lasts_ns, 0)
+    issued = np.maximum.accumulate(np.where(order < len(spans), np.arange(len(order)), 0))
+    overlapped_ns: Floats = np.bincount(step[order[issued] % len(spans)], beside_ns, minlength=num_steps)
+    return overlapped_ns
 
 
-def _settle(duration_ns: Floats, cell: CellTimeline, rank: RankCell, last_ns: int) -> None:
+def _settle(duration_ns: Floats, cell: CellTimeline, rank: RankCell) -> None:
     """Add idle, dispatch and other, so that the rank's categories add up to the cell's wall time."""
     start_ns, end_ns = cell.extent(rank)
     missing_ns = end_ns - start_ns - float(duration_ns.sum())
@@ -235,5 +241,6 @@ def _settle(duration_ns: Floats, cell: CellTimeline, rank: RankCell, last_ns: in
                 missing_ns += given_ns
         missing_ns = 0.0
     duration_ns[0, Category.OTHER] += missing_ns
-    duration_ns[0, Category.IDLE] += last_ns - end_ns
-    duration_ns[0, Category.DISPATCH] += start_ns - cell.submitted_ns + max(0, cell.done_ns - last_ns)
+    idle_ns, dispatch_ns = _edges(cell, start_ns, end_ns)
+    duration_ns[0, Category.IDLE] += idle_ns
+    duration_ns[0, Category.DISPATCH] += dispatch_ns

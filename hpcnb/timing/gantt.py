@@ -7,6 +7,7 @@ drawn, the short ones become shares of equal slices of time: a rectangle's heigh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,8 +27,8 @@ Ints = npt.NDArray[np.int64]
 # layers of the main band in the order of painting, then the other bands
 _CELL, _EDGE, _USER, _DATA, _BLOCKED, _STEP, _COMMUNICATION = range(7)
 _BANDS = ("main", "main", "main", "main", "main", "step", "communication")
-#: How many slices of time to try when there are too many spans.
-_SLICES = (512, 384, 256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8)
+_MOST_SLICES, _FEWEST_SLICES = 256, 8
+_LEAST_SHARE = 0.005  # of a slice: less cannot be seen
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Rectangle:
         end_ms: The same.
         bottom: 0 or, for a share, what other shares of the slice take below it.
         top: 1, or the end of the share.
+        took_ms: How long the span took; for a share, its part of the slice.
         category: Name of the category; ``step`` and ``communication`` in those bands.
         name: The user's or the operation's name.
         detail: Size, line and step where known; for a share, what it stands for.
@@ -53,6 +55,7 @@ class Rectangle:
     end_ms: float
     bottom: float
     top: float
+    took_ms: float
     category: str
     name: str
     detail: str
@@ -61,17 +64,24 @@ class Rectangle:
 
 @dataclass(frozen=True)
 class Gantt:
-    """Rectangles in the order of painting.
+    """Rectangles of spans and of shares: together at most as many as asked for, as long as 8 slices fit.
 
     Attributes:
-        rectangles: At most as many as asked for, as long as 8 slices a rank fit.
+        spans: In the order of painting.
+        shares: Painted on top; none overlaps another. In the order of ranks, bands, slices, and upwards.
         wall_ms: Length of the time axis.
         left_out: A sentence about what is not drawn span by span; empty if everything is.
     """
 
-    rectangles: tuple[Rectangle, ...]
+    spans: tuple[Rectangle, ...]
+    shares: tuple[Rectangle, ...]
     wall_ms: float
     left_out: str
+
+    @property
+    def rectangles(self) -> tuple[Rectangle, ...]:
+        """All in the order of painting."""
+        return self.spans + self.shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,24 +111,23 @@ def gantt(timeline: Timeline, *, most: int = 3000, ranks: frozenset[int] | None 
     total = len(segments.start)
     if total <= most:
         drawn = np.arange(total)
-        return Gantt(tuple(_exact(segments, drawn)), timeline.wall_ms, "")
-    for num_slices in _SLICES:
+        return Gantt(tuple(_exact(segments, drawn)), (), timeline.wall_ms, "")
+    num_slices = _MOST_SLICES
+    while True:
         slice_ns = wall_ns / num_slices
         short = segments.end - segments.start < slice_ns
-        # at least one share of each slice of each rank: saves trying what cannot fit
-        if len(segments.ranks) * num_slices <= most or num_slices == _SLICES[-1]:
-            shares = _shares(segments, np.flatnonzero(short), slice_ns, num_slices)
-            if len(shares[0]) + total - np.count_nonzero(short) <= most:
-                break
-    exact = _exact(segments, np.flatnonzero(~short))
-    # shares never overlap each other: by category, they make long runs of equal looks
-    slices = sorted(_slices(shares, slice_ns / 1e6), key=lambda share: share.category)
+        shares = _shares(segments, np.flatnonzero(short), slice_ns, num_slices)
+        num_drawn = len(shares[0]) + total - np.count_nonzero(short)
+        if num_drawn <= most or num_slices == _FEWEST_SLICES:
+            break
+        num_slices = max(_FEWEST_SLICES, min(num_slices - 1, num_slices * most // num_drawn))
     left_out = (
         f"{np.count_nonzero(short):,} of {total:,} intervals are shorter than "
         f"{units.duration(slice_ns / 1e6)} and drawn as shares of slices of that length: "
         f"the height is the share of the time"
     )
-    return Gantt((*exact, *slices), timeline.wall_ms, left_out)
+    spans = tuple(_exact(segments, np.flatnonzero(~short)))
+    return Gantt(spans, tuple(_slices(shares, slice_ns / 1e6)), timeline.wall_ms, left_out)
 
 
 def _segments(timeline: Timeline, ranks: frozenset[int] | None) -> _Segments:
@@ -127,33 +136,30 @@ def _segments(timeline: Timeline, ranks: frozenset[int] | None) -> _Segments:
     offset_ns = 0
     for cell in timeline.cells:
         communication = exposed(cell)
-        last_ns = max((cell.extent(rank)[1] for rank in cell.ranks), default=0)
         for index, rank in enumerate(cell.ranks):
             if ranks is not None and rank.rank not in ranks:
                 continue
             entries = communication.of_rank(index)
             record, wait_ns = communication.record[entries], communication.wait_ns[entries]
-            pieces = (_edges(cell, rank, last_ns), _spans(rank), *_blocked(rank, record, wait_ns))
+            pieces = (_edges(cell, rank), _spans(rank), *_blocked(rank, record, wait_ns))
             layer, category, start, end, number, own = (
                 np.concatenate(columns) for columns in zip(*pieces, strict=True)
             )
             start, end = (np.clip(at - cell.submitted_ns, 0, cell.wall_ns) for at in (start, end))
             kept = np.flatnonzero(end > start)
             rest = (layer, category, start + offset_ns, end + offset_ns, number, own)
-            parts.append(
-                (np.full(len(kept), len(places)), *(column[kept].astype(np.int64) for column in rest))
-            )
+            parts.append((np.full(len(kept), len(places)), *(column[kept].astype(np.int64) for column in rest)))
             places.append((cell, rank))
         offset_ns += cell.wall_ns
     joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return _Segments(places, *(joined or [np.zeros(0, np.int64)] * 6))
 
 
-def _edges(cell: CellTimeline, rank: RankCell, last_ns: int) -> tuple[Ints, ...]:
+def _edges(cell: CellTimeline, rank: RankCell) -> tuple[Ints, ...]:
     """Dispatch before and after the rank's part of the cell, idle until the last rank ended."""
     start_ns, end_ns = cell.extent(rank)
-    start = np.array([cell.submitted_ns, end_ns, last_ns])
-    end = np.array([start_ns, last_ns, cell.done_ns])
+    start = np.array([cell.submitted_ns, end_ns, cell.last_ns])
+    end = np.array([start_ns, cell.last_ns, cell.done_ns])
     category = np.array([Category.DISPATCH, Category.IDLE, Category.DISPATCH])
     return np.full(3, _EDGE), category, start, end, np.full(3, -1), end - start
 
@@ -186,23 +192,18 @@ def _blocked(rank: RankCell, record: Ints, wait_ns: Ints) -> Iterator[tuple[Ints
 def _shares(segments: _Segments, short: Ints, slice_ns: float, num_slices: int) -> tuple[Ints, ...]:
     """Of every rank, band, slice and category with short spans: those four, their number and their length."""
     short = short[(segments.layer[short] != _CELL) & (segments.layer[short] != _STEP)]
-    middle = (segments.start[short] + segments.end[short]) / 2
-    of_slice = np.clip(middle // slice_ns, 0, num_slices - 1).astype(np.int64)
-    ranks, rank = np.unique(
-        np.array([rank.rank for _, rank in segments.ranks], np.int64)[segments.rank[short]],
-        return_inverse=True,
-    )
+    middle_ns = (segments.start[short] + segments.end[short]) / 2
+    of_slice = np.clip(middle_ns // slice_ns, 0, num_slices - 1).astype(np.int64)
+    ranks, row = np.unique([rank.rank for _, rank in segments.ranks], return_inverse=True)
     communication = (segments.layer[short] == _COMMUNICATION).astype(np.int64)
-    key = ((rank * 2 + communication) * num_slices + of_slice) * len(CATEGORY_NAMES) + segments.category[
-        short
-    ]
-    keys, position = np.unique(key, return_inverse=True)
-    spent_ns = np.bincount(position, segments.own[short], len(keys)).astype(np.int64)
-    number = np.bincount(position, minlength=len(keys))
-    rest, category = np.divmod(keys, len(CATEGORY_NAMES))
-    rest, of_slice = np.divmod(rest, num_slices)
-    rank, communication = np.divmod(rest, 2)
-    return ranks[rank], communication, of_slice, category, number, spent_ns
+    shape = (len(ranks), 2, num_slices, len(CATEGORY_NAMES))
+    where = (row[segments.rank[short]], communication, of_slice, segments.category[short])
+    key = np.ravel_multi_index(where, shape)
+    number = np.bincount(key, minlength=math.prod(shape))
+    spent_ns = np.bincount(key, segments.own[short], math.prod(shape)).astype(np.int64)
+    shown = np.flatnonzero(spent_ns >= _LEAST_SHARE * slice_ns)
+    row, communication, of_slice, category = np.unravel_index(shown, shape)
+    return ranks[row], communication, of_slice, category, number[shown], spent_ns[shown]
 
 
 def _slices(shares: tuple[Ints, ...], slice_ms: float) -> Iterator[Rectangle]:
@@ -217,26 +218,25 @@ def _slices(shares: tuple[Ints, ...], slice_ms: float) -> Iterator[Rectangle]:
         if share <= 0:
             continue
         band = "communication" if communication else "main"
-        name = "communication" if communication else CATEGORY_NAMES[category]
         yield Rectangle(
-            rank,
-            band,
-            of_slice * slice_ms,
-            (of_slice + 1) * slice_ms,
-            height,
-            height + share,
-            name,
-            f"{number:,} short intervals",
-            f"{units.percent(share)} of {units.duration(slice_ms)}",
+            rank=rank,
+            band=band,
+            start_ms=of_slice * slice_ms,
+            end_ms=(of_slice + 1) * slice_ms,
+            bottom=height,
+            top=height + share,
+            took_ms=share * slice_ms,
+            category=band if communication else CATEGORY_NAMES[category],
+            name=units.count(number, "short interval"),
+            detail=f"{units.percent(share)} of {units.duration(slice_ms)}",
         )
         height += share
 
 
 def _exact(segments: _Segments, drawn: Ints) -> Iterator[Rectangle]:
     """One rectangle per segment: what is nested is painted after what encloses it."""
-    order = np.lexsort(
-        (segments.start[drawn], segments.category[drawn], _depth(segments, drawn), segments.layer[drawn])
-    )
+    keys = (segments.start, segments.rank, segments.category)  # the last one first; neighbours look alike
+    order = np.lexsort((*(key[drawn] for key in keys), _depth(segments, drawn), segments.layer[drawn]))
     for index in drawn[order].tolist():
         cell, rank = segments.ranks[segments.rank[index]]
         layer, record = int(segments.layer[index]), int(segments.record[index])
@@ -244,9 +244,18 @@ def _exact(segments: _Segments, drawn: Ints) -> Iterator[Rectangle]:
         category = CATEGORY_NAMES[segments.category[index]] if band == "main" else band
         name, detail = _hover(cell, rank, layer, record, category)
         start_ms, end_ms = segments.start[index] / 1e6, segments.end[index] / 1e6
-        named = layer == _USER and name not in LABELS
         yield Rectangle(
-            rank.rank, band, float(start_ms), float(end_ms), 0.0, 1.0, category, name, detail, named
+            rank=rank.rank,
+            band=band,
+            start_ms=float(start_ms),
+            end_ms=float(end_ms),
+            bottom=0.0,
+            top=1.0,
+            took_ms=float(end_ms - start_ms),
+            category=category,
+            name=name,
+            detail=detail,
+            named=layer == _USER and name not in LABELS,
         )
 
 

@@ -32,9 +32,7 @@ def export(timeline: Timeline, path: str | Path) -> Path:
                 file.write(("," if number else "") + "\n" + json.dumps(event))
             file.write("\n]}\n")
     except OSError as error:
-        raise TimelineError(
-            f"cannot write {path}: {error.strerror}; name a file in a folder that exists"
-        ) from error
+        raise TimelineError(f"cannot write {path}: {error.strerror}; name a file in a folder that exists") from error
     return path
 
 
@@ -58,7 +56,7 @@ def events(timeline: Timeline) -> Iterator[dict[str, Any]]:
             for position, values in enumerate(rank.spans.tolist()):
                 span = SpanRecord(*values)
                 if position in wait_ns:
-                    key = f"{cell.cell}.{position}"
+                    key = f"{rank.rank}.{cell.cell}.{position}"  # unique in the whole file
                     yield from _communication(rank, span, key, wait_ns[position], origin_ns)
                 else:
                     name = _name(cell, rank, span)
@@ -84,9 +82,7 @@ def _communication(
             yield _slice(rank, f"{name} ({what})", category, start_ns, stop_ns, origin_ns) | {"args": args}
 
 
-def _slice(
-    rank: RankCell, name: str, category: str, start_ns: int, end_ns: int, origin_ns: int
-) -> dict[str, Any]:
+def _slice(rank: RankCell, name: str, category: str, start_ns: int, end_ns: int, origin_ns: int) -> dict[str, Any]:
     start, length = (start_ns - origin_ns) / 1e3, max(0, end_ns - start_ns) / 1e3
     return {
         "name": name, "cat": category, "ph": "X", "ts": start, "dur": length, "pid": rank.rank, "tid": _MAIN

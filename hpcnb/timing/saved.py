@@ -39,9 +39,7 @@ def save(timeline: Timeline, path: str | Path) -> Path:
         with path.open("w", encoding="utf-8") as file:
             file.writelines(_lines(timeline))
     except OSError as error:
-        raise TimelineError(
-            f"cannot write {path}: {error.strerror}; name a file in a folder that exists"
-        ) from error
+        raise TimelineError(f"cannot write {path}: {error.strerror}; name a file in a folder that exists") from error
     return path
 
 
@@ -51,17 +49,11 @@ def load(path: str | Path) -> Timeline:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise TimelineError(
-            f"cannot read {path}: {error.strerror}; timeline.save(path) writes one"
-        ) from error
+        raise TimelineError(f"cannot read {path}: {error.strerror}; timeline.save(path) writes one") from error
     except (ValueError, RecursionError) as error:
-        raise TimelineError(
-            f"{path} is no JSON, or cut off ({error}); timeline.save(path) writes it anew"
-        ) from error
+        raise TimelineError(f"{path} is no JSON, or cut off ({error}); timeline.save(path) writes it anew") from error
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
-        raise TimelineError(
-            f"{path} holds no hpcnb timeline; Timeline.load reads what timeline.save(path) wrote"
-        )
+        raise TimelineError(f"{path} holds no hpcnb timeline; Timeline.load reads what timeline.save(path) wrote")
     if document.get("version") != _VERSION:
         raise TimelineError(
             f"{path} is a timeline of version {document.get('version')}; this hpcnb reads {_VERSION}: "

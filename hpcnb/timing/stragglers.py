@@ -29,6 +29,7 @@ class Straggler:
         operation: Name of the operation where most of ``wait_ms`` was spent, ``all_reduce``.
         line: Line of the ranks that waited there; 0 if unknown.
         source: Cell or file of that line.
+        there_ms: How much of ``wait_ms`` was spent there.
         num_operations: Operations in which somebody waited for it.
     """
 
@@ -38,6 +39,7 @@ class Straggler:
     operation: str
     line: int
     source: str
+    there_ms: float
     num_operations: int
 
 
@@ -62,10 +64,9 @@ def slowest(cell: CellTimeline) -> RankSet:
     """
     cost_ns = {straggler.rank: straggler.wait_ms * 1e6 for straggler in waited_for(cell)}
     ends = {rank.rank: cell.extent(rank)[1] for rank in cell.ranks}
-    last_ns = max(ends.values(), default=0)
+    idle_ns = sum(cell.last_ns - end_ns for end_ns in ends.values())
     for rank, end_ns in ends.items():
-        if end_ns == last_ns:
-            idle_ns = sum(last_ns - other_ns for other_ns in ends.values())
+        if end_ns == cell.last_ns:
             cost_ns[rank] = cost_ns.get(rank, 0.0) + idle_ns
     worst_ns = max(cost_ns.values(), default=0.0)
     return RankSet(rank for rank, ns in cost_ns.items() if ns > 0 and ns >= worst_ns / 2)
@@ -73,7 +74,7 @@ def slowest(cell: CellTimeline) -> RankSet:
 
 def _stragglers(cell: CellTimeline) -> Iterator[Straggler]:
     communication = exposed(cell)
-    waiting = np.flatnonzero(communication.wait_ns > 0)
+    waiting = np.flatnonzero((communication.wait_ns > 0) & (communication.last >= 0))
     wait_ns = communication.wait_ns[waiting]
     num_ranks = len(cell.ranks)
     rank_of_entry = np.repeat(np.arange(num_ranks), np.diff(communication.first))
@@ -88,7 +89,8 @@ def _stragglers(cell: CellTimeline) -> Iterator[Straggler]:
     cost_ns = np.bincount(culprit * len(places) + place, wait_ns, num_ranks * len(places))
     cost_ns = cost_ns.reshape(num_ranks, len(places))
     for index in np.unique(culprit).tolist():
-        name, line, source = places[int(cost_ns[index].argmax())]
+        most = int(cost_ns[index].argmax())
+        name, line, source = places[most]
         yield Straggler(
             rank=cell.ranks[index].rank,
             wait_ms=float(cost_ns[index].sum()) / 1e6,
@@ -96,6 +98,7 @@ def _stragglers(cell: CellTimeline) -> Iterator[Straggler]:
             operation=name,
             line=line,
             source=source,
+            there_ms=float(cost_ns[index, most]) / 1e6,
             num_operations=int(num_operations[index]),
         )
 
@@ -110,8 +113,7 @@ def _places(cell: CellTimeline, communication: Exposed, waiting: Ints) -> tuple[
         code = spans["name"].astype(np.int64) << 48 | spans["source"].astype(np.int64) << 32 | spans["line"]
         _, first, position = np.unique(code, return_index=True, return_inverse=True)
         local = [
-            (rank.text(int(span["name"])), int(span["line"]), rank.text(int(span["source"])))
-            for span in spans[first]
+            (rank.text(int(span["name"])), int(span["line"]), rank.text(int(span["source"]))) for span in spans[first]
         ]
         number = np.array([numbers.setdefault(place, len(numbers)) for place in local], np.int64)
         parts.append(number[position])

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import PurePath
 
+from hpcnb.core.ranks import RankSet
 from hpcnb.core.spans import CATEGORY_NAMES
 from hpcnb.timing import stragglers, units
-from hpcnb.timing.breakdown import totals
-from hpcnb.timing.timeline import CellTimeline
+from hpcnb.timing.breakdown import sums, totals
+from hpcnb.timing.timeline import CellTimeline, Timeline
 
-__all__ = ["GLYPHS", "LABELS", "ORDER", "bar", "bars", "few", "place", "shares", "text_bars", "words"]
+__all__ = ["GLYPHS", "LABELS", "ORDER", "bar", "bars", "few", "place", "shares", "summary", "text_bars", "words"]
 
 #: What people read for a category.
 LABELS: Mapping[str, str] = {
@@ -42,7 +43,12 @@ ORDER = tuple(GLYPHS)
 
 _MOST_BARS = 16
 _LEAST_SHARE = 0.0005  # rounds to 0.1 %
-_NOTABLE_SHARE = 0.02  # of the wall time: less is noise that every collective has
+# What is worth a sentence: every collective has a little wait, and no two ranks end at the same moment.
+_NOTABLE_WAIT = 0.02  # of the wall time
+_LEAST_WAIT_MS = 0.5
+_NOTABLE_IDLE = 0.1  # of the wall time
+_SMALL_CELL_MS = 20.0
+_NEARLY_ALL = 0.95
 _NOT_BUSY = ("communication_wait", "idle", "dispatch")
 
 
@@ -52,12 +58,17 @@ def words(cell: CellTimeline) -> str:
     ``4 ranks · 15.8 s · computation 71 % · wait 14 %     rank 1 is waited for: 1.9 s in all_reduce (line 6)``
     """
     of_ranks = totals(cell)
-    parts = [shares(of_ranks, wall_ms=cell.wall_ms)]
-    lost = sum(rank.spans_lost for rank in cell.ranks)
-    if lost:
-        parts.append(f"{units.count(lost, 'span')} lost, their time is in other")
+    parts = [shares(of_ranks, wall_ms=cell.wall_ms), *_lost(sum(rank.spans_lost for rank in cell.ranks))]
     blame = _blame(cell, of_ranks)
     return " · ".join(parts) + (f"     {blame}" if blame else "")
+
+
+def summary(timeline: Timeline) -> str:
+    """The line of words about all cells of ``timeline``."""
+    if len(timeline.cells) == 1:
+        return words(timeline.cells[0])
+    of_ranks = shares(sums(timeline), wall_ms=timeline.wall_ms)
+    return " · ".join([units.count(len(timeline.cells), "cell"), of_ranks, *_lost(timeline.spans_lost)])
 
 
 def shares(durations_ms: Mapping[int, Mapping[str, float]], *, wall_ms: float) -> str:
@@ -119,9 +130,7 @@ def bar(durations_ms: Mapping[str, float], *, width: int, longest_ms: float) -> 
     if total_ms <= 0 or longest_ms <= 0:
         return ""
     length = round(width * total_ms / longest_ms)
-    exact = [
-        (name, durations_ms[name] / total_ms * length) for name in ORDER if durations_ms.get(name, 0.0) > 0
-    ]
+    exact = [(name, durations_ms[name] / total_ms * length) for name in ORDER if durations_ms.get(name, 0.0) > 0]
     counts = {name: int(cells) for name, cells in exact}
     by_remainder = sorted(exact, key=lambda item: int(item[1]) - item[1])
     for name, _ in by_remainder[: length - sum(counts.values())]:
@@ -136,16 +145,33 @@ def place(line: int, source: str, label: str) -> str:
     return f" (line {line})" if source in ("", label) else f" ({PurePath(source).name} line {line})"
 
 
+def _lost(num_spans: int) -> list[str]:
+    return [f"{units.count(num_spans, 'span')} lost, their time is in other"] if num_spans else []
+
+
 def _blame(cell: CellTimeline, durations_ms: Mapping[int, Mapping[str, float]]) -> str:
     """Who was waited for, if it matters."""
-    notable_ms = max(cell.wall_ms * _NOTABLE_SHARE, 0.5)
-    worst = max(stragglers.waited_for(cell), key=lambda each: each.delay_ms, default=None)
-    if worst is not None and worst.delay_ms >= notable_ms:
-        where = f"{worst.operation}{place(worst.line, worst.source, cell.label)}"
-        return f"rank {worst.rank} is waited for: {units.duration(worst.delay_ms)} in {where}"
+    by_delay = sorted(stragglers.waited_for(cell), key=lambda each: -each.delay_ms)
+    if by_delay and by_delay[0].delay_ms >= max(_NOTABLE_WAIT * cell.wall_ms, _LEAST_WAIT_MS):
+        # ranks that cost about as much take turns: to name the first of them would mislead
+        return _waited_for([each for each in by_delay if each.delay_ms >= by_delay[0].delay_ms / 2], cell)
     idle_ms = sorted(of_rank["idle"] for of_rank in durations_ms.values())
     median_ms = idle_ms[len(idle_ms) // 2] if idle_ms else 0.0
-    if median_ms >= notable_ms:
+    if cell.wall_ms >= _SMALL_CELL_MS and median_ms >= _NOTABLE_IDLE * cell.wall_ms:
         last = max(cell.ranks, key=lambda rank: cell.extent(rank)[1])
         return f"rank {last.rank} ends last: the others are idle for {units.duration(median_ms)}"
     return ""
+
+
+def _waited_for(worst: list[stragglers.Straggler], cell: CellTimeline) -> str:
+    """``rank 1 is waited for: 1.9 s in all_reduce (line 6)``."""
+    most = max(worst, key=lambda each: each.there_ms)
+    where = (most.operation, most.line, most.source)
+    there_ms = sum(each.there_ms for each in worst if (each.operation, each.line, each.source) == where)
+    only = there_ms >= _NEARLY_ALL * sum(each.wait_ms for each in worst)
+    ranks = RankSet(each.rank for each in worst)
+    return (
+        f"{ranks.words()} {'is waited for' if len(ranks) == 1 else 'are waited for in turn'}: "
+        f"{units.duration(sum(each.delay_ms for each in worst))}{' in' if only else ', mostly in'} "
+        f"{most.operation}{place(most.line, most.source, cell.label)}"
+    )

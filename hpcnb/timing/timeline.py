@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +114,7 @@ class CellTimeline:
         """The same in milliseconds."""
         return self.wall_ns / 1e6
 
-    @property
+    @cached_property
     def last_ns(self) -> int:
         """When the last rank ended its part; ``submitted_ns`` without ranks."""
         return max((self.extent(rank)[1] for rank in self.ranks), default=self.submitted_ns)

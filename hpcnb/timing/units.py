@@ -11,9 +11,9 @@ def count(number: int, noun: str) -> str:
 
 
 def duration(duration_ms: float) -> str:
-    """``0.8 ms``, ``42 ms``, ``1.3 s``, ``15.8 s``, ``3 min 05 s``, ``2 h 07 min``."""
+    """``0.012 ms``, ``0.8 ms``, ``42 ms``, ``1.3 s``, ``15.8 s``, ``3 min 05 s``, ``2 h 07 min``."""
     if duration_ms < 9.95:
-        return f"{duration_ms:.1f} ms" if duration_ms >= 0.095 else f"{duration_ms:.2f} ms"
+        return f"{duration_ms:.1f} ms" if duration_ms >= 0.095 else f"{duration_ms:.2g} ms"
     if duration_ms < 999.5:
         return f"{duration_ms:.0f} ms"
     duration_s = duration_ms / 1000
@@ -28,7 +28,7 @@ def duration(duration_ms: float) -> str:
 
 def percent(share: float) -> str:
     """``71 %``, ``0.1 %``: one decimal below one percent, where it matters."""
-    return f"{share * 100:.0f} %" if share >= 0.00995 else f"{share * 100:.1f} %"
+    return f"{share * 100:.0f} %" if share >= 0.0095 else f"{share * 100:.1f} %"
 
 
 def size(num_bytes: int) -> str:

@@ -210,8 +210,9 @@ class NotebookPage:
 @pytest.fixture
 def notebook(lab):
     # One browser a test: playwright's loop runs in this thread while it is open, and other tests bring their own.
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=STEP_S * 1000)
     outside = []
 
     def is_inside(url):

@@ -26,3 +26,21 @@ def test_output_of_views_goes_to_views(cluster2):
 
 def test_engine_ids_are_ranks(cluster4):
     assert cluster4.client[:]["rank"] == [0, 1, 2, 3]
+
+
+def test_the_launcher_works_in_a_cluster_of_ipyparallel(tmp_path):
+    import ipyparallel
+
+    cluster = ipyparallel.Cluster(
+        engines="hpcnb", n=2, profile_dir=str(tmp_path), cluster_id="mine", log_level=40, send_engines_connection_env=False
+    )
+    client = cluster.start_and_connect_sync()
+    try:
+        view = client[:]
+        assert view["rank"] == [0, 1]
+        view.execute("import torch, torch.distributed as dist\nx = torch.ones(1)\ndist.all_reduce(x)", block=True)
+        assert view.apply_sync(float, "2") == [2.0, 2.0]
+        assert [float(x) for x in view["x"]] == [2.0, 2.0]
+    finally:
+        client.close()
+        cluster.stop_cluster_sync()

@@ -88,7 +88,7 @@ def test_a_failing_start_says_what_failed_and_leaves_nothing(runtime_root, tmp_p
 
 
 def test_another_version_is_refused_with_both_named(monkeypatch):
-    monkeypatch.setattr("hpcnb.cluster.cluster.__version__", "9.9.9")
+    monkeypatch.setattr("hpcnb.cluster.launchers.local.__version__", "9.9.9")
     with pytest.raises(VersionMismatch, match=r"the notebook runs hpcnb 9\.9\.9 on Python 3.*this node runs hpcnb 0\."):
         Cluster(1).start()
 
@@ -97,7 +97,7 @@ KERNEL = """
 import os, sys, hpcnb
 cluster = hpcnb.Cluster(2, idle_timeout_s=0).start()
 cluster.run("import os; open('/dev/shm/ours', 'w') if False else None")
-agent = cluster._agent.process.pid
+agent = cluster._node.agent.process.pid
 print(agent, flush=True)
 if sys.argv[1] == "exit":
     sys.exit()
@@ -126,10 +126,10 @@ def test_nothing_is_left_when_the_notebook_kernel_ends(runtime_root, how):
 def test_nothing_is_left_when_the_agent_is_killed(runtime_root):
     before = folders(runtime_root)
     cluster = Cluster(2).start()
-    agent = psutil.Process(cluster._agent.process.pid)
+    agent = psutil.Process(cluster._node.agent.process.pid)
     family = agent.children(recursive=True)
     agent.kill()
-    with pytest.raises(ConnectionError, match="node agent of cluster 'default' ended"):
+    with pytest.raises(ConnectionError, match="the node agent ended"):
         wait_until(lambda: cluster.run("1") is None, 10)
     wait_until(lambda: not any(each.is_running() and each.status() != "zombie" for each in family), 10)
     cluster.stop()
@@ -156,7 +156,7 @@ def knock(address, keys, server):
 
 
 def test_only_the_holder_of_the_key_is_heard(cluster2):
-    spec = json.loads(cluster2._folder.spec.read_text())
+    spec = json.loads(cluster2._node.folder.spec.read_text())
     address, server = spec["link_address"], spec["server_public"].encode()
     assert knock(address, None, server) is None
     assert knock(address, zmq.curve_keypair(), server) is None
@@ -167,8 +167,8 @@ def test_only_the_holder_of_the_key_is_heard(cluster2):
 
 
 def test_keys_are_on_no_command_line_and_in_no_environment(cluster2):
-    spec = json.loads(cluster2._folder.spec.read_text())
-    agent = psutil.Process(cluster2._agent.process.pid)
+    spec = json.loads(cluster2._node.folder.spec.read_text())
+    agent = psutil.Process(cluster2._node.agent.process.pid)
     for process in [agent, *agent.children(recursive=True)]:
         said = " ".join(process.cmdline()) + " ".join(process.environ().values())
         for key in ("server_secret", "client_secret"):

@@ -158,7 +158,7 @@ x.item()
 
 def test_nothing_listens_beyond_loopback(cluster4):
     pids = {row["pid"] for row in cluster4.status()}
-    agent = cluster4._agent.process.pid
+    agent = cluster4._node.agent.process.pid
     processes = [psutil.Process(agent), *psutil.Process(agent).children(recursive=True)]
     assert pids <= {process.pid for process in processes}
     listening = [

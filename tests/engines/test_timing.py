@@ -46,13 +46,13 @@ for _ in hpc.progress(range(5), "steps"):
 
 def test_a_late_rank_shows_as_wait_on_the_others(cluster4):
     run(cluster4, "import time, torch, torch.distributed as dist\nx = torch.ones(8)\ndist.all_reduce(x)")
-    source = "dist.barrier()\nif rank == 2: time.sleep(0.05)\ndist.all_reduce(x)"
+    source = "dist.barrier()\nif rank == 2: time.sleep(0.4)\ndist.all_reduce(x)"
     waits = by_category(run(cluster4, source))
     for rank in (0, 1, 3):
         # the barrier's own wait comes on top; benchmarks measure how exact this is on a quiet machine
-        assert 45 < waits[rank, "communication_wait"] < 150
-    assert waits.get((2, "communication_wait"), 0) < 45
-    assert waits[2, "computation"] > 49
+        assert 300 < waits[rank, "communication_wait"] < 900
+    assert waits.get((2, "communication_wait"), 0) < 300
+    assert waits[2, "computation"] > 399
 
 
 def test_a_late_rank_in_ddp_backward_shows_as_wait(cluster4):
@@ -61,18 +61,18 @@ def test_a_late_rank_in_ddp_backward_shows_as_wait(cluster4):
         "import time, torch\nfrom torch import nn\nfrom torch.nn.parallel import DistributedDataParallel\n"
         "model = DistributedDataParallel(nn.Linear(50, 50))\nx = torch.randn(4, 50)\nmodel(x).sum().backward()",
     )
-    result = run(cluster4, "hpc.barrier()\nloss = model(x).sum()\nif rank == 0: time.sleep(0.1)\nloss.backward()")
+    result = run(cluster4, "hpc.barrier()\nloss = model(x).sum()\nif rank == 0: time.sleep(0.4)\nloss.backward()")
     waits = by_category(result)
     for rank in (1, 2, 3):
-        assert 90 < waits[rank, "communication_wait"] < 250
-    assert waits.get((0, "communication_wait"), 0) < 60
+        assert 300 < waits[rank, "communication_wait"] < 900
+    assert waits.get((0, "communication_wait"), 0) < 300
 
 
 def test_point_to_point_waits_for_the_other_side(cluster2):
     run(cluster2, "import time, torch, torch.distributed as dist\nx = torch.ones(4)\ndist.barrier()")
-    source = "dist.barrier()\nif rank == 0:\n    time.sleep(0.1)\n    dist.send(x, 1)\nelse:\n    dist.recv(x, 0)"
+    source = "dist.barrier()\nif rank == 0:\n    time.sleep(0.4)\n    dist.send(x, 1)\nelse:\n    dist.recv(x, 0)"
     waits = by_category(run(cluster2, source))
-    assert 90 < waits[1, "communication_wait"] < 250
+    assert 300 < waits[1, "communication_wait"] < 900
 
 
 def test_waiting_for_elements_is_data(cluster2):
@@ -82,9 +82,9 @@ def test_waiting_for_elements_is_data(cluster2):
 
 
 def test_sleeping_alone_leaves_the_others_idle(cluster2):
-    table = by_category(run(cluster2, "import time\nif rank: time.sleep(0.1)"))
-    assert table[0, "idle"] > 80
-    assert (1, "idle") not in table.index or table[1, "idle"] < 20
+    table = by_category(run(cluster2, "import time\nif rank: time.sleep(0.4)"))
+    assert table[0, "idle"] > 300
+    assert (1, "idle") not in table.index or table[1, "idle"] < 100
 
 
 def test_the_recorder_can_be_switched_off_and_on(cluster2):

@@ -1,0 +1,171 @@
+"""A flood: every rank prints 10,000 lines through a real notebook kernel. Does the kernel still answer?
+
+While the cell runs, comm messages (what widgets send) go to the kernel one after the other, each timed until its
+answer is back at the front-end: on a subshell, as JupyterLab 4.4 and later sends them, and on the main shell, which in
+any kernel waits until the cell is over. Peer: the same cell by %%px on ipyparallel engines of the same kernel.
+"""
+
+from __future__ import annotations
+
+import time
+
+import measure
+from notebook_kernel import Executed, NotebookKernel
+
+TIMEOUT_S = 120
+PING_EVERY_S = 0.03
+
+FLOOD = """\
+for line in range({num_lines}):
+    print("line", line, "of rank", {rank})
+"""
+
+ANSWER = """
+def answer(comm, _):
+    comm.on_msg(lambda message: comm.send(message["content"]["data"]))
+get_ipython().kernel.comm_manager.register_target("hpcnb-benchmark", answer)
+"""
+
+START_OURS = "%load_ext hpcnb\n%hpc start {num_ranks}"
+
+START_PEER = """
+import ipyparallel as ipp
+peer = ipp.Cluster(n={num_ranks}, log_level=40, delay=0)
+peer_client = peer.start_and_connect_sync()
+peer_view = peer_client[:]
+peer_view.block = True
+peer_view.scatter("rank", range({num_ranks}), flatten=True)
+peer_view.activate()
+"""
+
+
+class Pings:
+    """Comm messages while a cell runs: the next one when the one before has been answered."""
+
+    def __init__(self, kernel: NotebookKernel, *, subshell: str | None) -> None:
+        self._kernel = kernel
+        self._subshell = subshell
+        self._comm = f"benchmark-{subshell}"
+        self._number = 0
+        self._sent_s: float | None = None
+        self._next_s = 0.0
+        self.answered_ms: list[float] = []
+        opening = {"comm_id": self._comm, "target_name": "hpcnb-benchmark", "data": {}}
+        kernel.tell("comm_open", opening, subshell=subshell)
+
+    def tick(self) -> None:
+        now_s = time.perf_counter()
+        if self._sent_s is None and now_s >= self._next_s:
+            self._number += 1
+            self._sent_s = now_s
+            content = {"comm_id": self._comm, "data": {"number": self._number}}
+            self._kernel.tell("comm_msg", content, subshell=self._subshell)
+
+    def hear(self, message: dict) -> None:
+        content = message["content"]
+        if message["msg_type"] != "comm_msg" or content["comm_id"] != self._comm or self._sent_s is None:
+            return
+        measure.expect(content["data"]["number"] == self._number, f"ping {self._number} got answer {content['data']}")
+        now_s = time.perf_counter()
+        self.answered_ms.append((now_s - self._sent_s) * 1e3)
+        self._sent_s = None
+        self._next_s = now_s + PING_EVERY_S
+
+    def rest(self) -> None:
+        """Wait for an answer that is still open."""
+        until_s = time.perf_counter() + 10
+        while self._sent_s is not None and time.perf_counter() < until_s:
+            self.hear(self._kernel.client.get_iopub_msg(timeout=10))
+        measure.expect(self._sent_s is None, "a comm message was not answered within 10 s after the cell")
+
+
+class Both:
+    """Two listeners at once."""
+
+    def __init__(self, *listeners: Pings) -> None:
+        self.listeners = listeners
+
+    def tick(self) -> None:
+        for each in self.listeners:
+            each.tick()
+
+    def hear(self, message: dict) -> None:
+        for each in self.listeners:
+            each.hear(message)
+
+
+class Floods:
+    """Floods a kernel with one side's ranks, again and again."""
+
+    def __init__(self, kernel: NotebookKernel, subshell: str | None, cell: str) -> None:
+        self._kernel = kernel
+        self._cell = cell
+        self._subshell = subshell
+        self.on_subshell_ms: list[float] = []
+        self.on_main_shell_ms: list[float] = []
+        self.size_mb: list[float] = []
+        self.last = Executed()
+
+    def __call__(self) -> float:
+        on_main = Pings(self._kernel, subshell=None)
+        on_subshell = Pings(self._kernel, subshell=self._subshell) if self._subshell else on_main
+        self.last = self._kernel.run(self._cell, timeout_s=TIMEOUT_S, listener=Both(*{on_main, on_subshell}))
+        on_main.rest()
+        self.on_main_shell_ms += on_main.answered_ms
+        if self._subshell:
+            on_subshell.rest()
+            self.on_subshell_ms += on_subshell.answered_ms
+        self.size_mb.append(self.last.num_bytes / 1e6)
+        return self.last.seconds
+
+
+def quiet_ms(kernel: NotebookKernel, subshell: str | None) -> list[float]:
+    """How soon the kernel answers while a cell sleeps: the least that can be asked for."""
+    pings = Pings(kernel, subshell=subshell)
+    kernel.run("import time; time.sleep(1)", listener=pings)
+    pings.rest()
+    return pings.answered_ms
+
+
+def main(options) -> None:
+    runs = options.runs or (1 if options.quick else 5)
+    size = {"num_ranks": options.ranks or 16, "num_lines": 10_000}
+    began_s = time.monotonic()
+    with measure.Place() as place, NotebookKernel(place) as kernel:
+        features = kernel.control("kernel_info_request").get("supported_features", [])
+        subshell = None
+        if "kernel subshells" in features:
+            subshell = kernel.control("create_subshell_request")["subshell_id"]
+        else:
+            print("this ipykernel has no subshells: comm messages wait for the cell in any case")
+        kernel.run(ANSWER)
+        quiet = quiet_ms(kernel, subshell)
+        kernel.run(START_OURS.format(**size))
+        kernel.run(START_PEER.format(**size))
+        flood = FLOOD.format(rank="rank", **size)
+        ours = Floods(kernel, subshell, "%%hpc_parallel\n" + flood)
+        peer = Floods(kernel, subshell, "%%px\n" + flood)
+        seconds = measure.interleave({"ours": ours, "peer": peer}, min(runs, 2), settle_s=0.5)
+        seconds["ours"] += [ours() for _ in range(runs - 2)]
+        last_lines = [f"line {size['num_lines'] - 1} of rank {rank}" for rank in range(size["num_ranks"])]
+        missing = [line for line in last_lines if line not in ours.last.text]
+        measure.expect(not missing, f"the output lacks the ends {missing}")
+        kernel.run("peer.stop_cluster_sync()")
+        kernel.run("%hpc stop")
+    what = f"{size['num_ranks']} ranks x {size['num_lines']:,} lines"
+    answers = [
+        measure.Row("comm message answered, on a subshell", "ms", ours.on_subshell_ms, peer.on_subshell_ms, 200.0, worst=True),
+        measure.Row("  while a cell only sleeps", "ms", quiet),
+    ]
+    rows = [
+        measure.Row(what, "s", seconds["ours"], seconds["peer"]),
+        measure.Row("output in the notebook", "MB", ours.size_mb, peer.size_mb, 1.0, worst=True),
+        *(answers if subshell else []),
+        measure.Row("comm message on the main shell (waits for the cell)", "ms", ours.on_main_shell_ms, peer.on_main_shell_ms),
+    ]
+    measure.table(rows, peer="%%px")
+    print(f"took {time.monotonic() - began_s:.0f} s")
+
+
+if __name__ == "__main__":
+    measure.run(main, limit_s=400, ranks={"type": int, "help": "only this many ranks (default: 16)"})
