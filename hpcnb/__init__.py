@@ -20,7 +20,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hpcnb.core.version import __version__
+from hpcnb.core.version import __version__ as __version__
 
 __all__ = [
     "CellFailed",
@@ -54,7 +54,7 @@ _WHERE = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - module attributes are of any type
+def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)
     msg = f"module {__name__!r} has no attribute {name!r}"

@@ -73,7 +73,7 @@ def _state(runtime_root: Path) -> dict[str, set[object]]:
     me = psutil.Process()
     return {
         "processes": {(child.pid, child.name()) for child in me.children(recursive=True) if child.status() != "zombie"},
-        "shared memory": set(os.listdir("/dev/shm")),
+        "shared memory": {path.name for path in Path("/dev/shm").iterdir()},
         "clusters": {str(path) for path in runtime_root.glob("hpcnb-*/*")},
         "sockets": {connection.fd for connection in me.net_connections("unix") if connection.raddr or connection.laddr},
     }

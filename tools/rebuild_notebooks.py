@@ -15,7 +15,9 @@ MAX_BYTES = 300_000
 def rebuild(path: Path) -> None:
     """Run one notebook in place; cells that are meant to fail carry the tag ``raises-exception``."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}}).execute()
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+    ).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day: a difference in every rebuild
     notebook.metadata.pop("widgets", None)

@@ -22,13 +22,14 @@ from hpcnb.cluster.result import CellResult
 from hpcnb.core import lifecycle, watch
 from hpcnb.core import messages as m
 from hpcnb.core.errors import ClusterStateError, TransferError
-from hpcnb.core.launch import RunFolder
+from hpcnb.core.launch import IDLE_TIMEOUT_S, RunFolder
 from hpcnb.core.mesh import MeshSpec
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.selection import SelectionContext, select
 
 if TYPE_CHECKING:
     import ipyparallel as ipp
+    from typing_extensions import Self
 
     from hpcnb.timing.timeline import Timeline
 
@@ -63,14 +64,14 @@ class Cluster:
         UnsupportedPlatform: Ranks cannot run on this operating system.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but the first are keyword-only and have a default
         self,
         num_ranks: int | None = None,
         *,
         launcher: str = "local",
         mesh: str | None = None,
         name: str = "default",
-        idle_timeout_s: float = 8 * 3600.0,
+        idle_timeout_s: float = IDLE_TIMEOUT_S,
         threads_per_rank: int | None = None,
         environment: dict[str, str] | None = None,
         python: str | None = None,
@@ -127,7 +128,7 @@ class Cluster:
         """Whether its start is under way, on whichever thread; ``start_stages`` says how far it is."""
         return self._node is not None and self._state.phase == "starting"
 
-    def start(self, on_stage: Callable[[str], None] | None = None) -> Cluster:
+    def start(self, on_stage: Callable[[str], None] | None = None) -> Self:
         """Start the ranks; returns when all run cells and the process group is up.
 
         Args:
@@ -191,7 +192,7 @@ class Cluster:
         if node is not None:
             node.stop("stopped from the notebook")
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> Self:
         return self if self._node is not None else self.start()
 
     def __exit__(
@@ -266,13 +267,14 @@ class Cluster:
             first_line: Number of the first line of source in what the person typed.
             want_pickles: Bring the objects of the last expression too, see ``CellResult.objects``.
         """
+
         def message(cell: int, ranks: RankSet) -> m.Message:
             lines, size = max(40, _LINE_BUDGET // len(ranks)), max(4000, _BYTE_BUDGET // len(ranks))
             return m.RunCell(cell, ranks, source, label or f"cell {cell}", first_line, want_pickles, lines, size)
 
         return self._submit(message, on=on, timeout_s=timeout_s, view=view, label=label)
 
-    def call(self, function: Callable[..., Any], *args: Any, on: str = "all", **kwargs: Any) -> dict[int, Any]:  # noqa: ANN401
+    def call(self, function: Callable[..., Any], *args: Any, on: str = "all", **kwargs: Any) -> dict[int, Any]:
         """Call a function on ranks: ``{rank: value}``.
 
         Args:
@@ -356,9 +358,9 @@ class Cluster:
                 f"others with  --on ~({dead})  or start again with  %hpc stop  and  %hpc start {self.world_size}"
             )
             raise ClusterStateError(msg)
-        if self._busy & ranks:
+        if busy := self._busy & ranks:
             msg = (
-                f"{(self._busy & ranks).words()} still run{'s' if len(self._busy & ranks) == 1 else ''} an earlier cell; "
+                f"{busy.words()} still run{'s' if len(busy) == 1 else ''} an earlier cell; "
                 "type %hpc interrupt to stop it, %hpc status to see it, or choose other ranks with --on"
             )
             raise ClusterStateError(msg)
@@ -391,7 +393,11 @@ class Cluster:
     def recording(self, *, enabled: bool) -> None:
         """Switch the recorder of all ranks on or off; off, cells have a breakdown without communication."""
         self._submit(
-            lambda cell, ranks: m.Recording(cell, ranks, enabled), on="all", timeout_s=60.0, view=None, label="recording"
+            lambda cell, ranks: m.Recording(cell, ranks, enabled),
+            on="all",
+            timeout_s=60.0,
+            view=None,
+            label="recording",
         ).raise_for_errors()
         self._history.pop()
 
@@ -435,9 +441,7 @@ class Cluster:
         if self._client is None:
             import ipyparallel
 
-            self._client = ipyparallel.Client(
-                str(folder.connection_file("client")), profile_dir=str(folder.profile)
-            )
+            self._client = ipyparallel.Client(str(folder.connection_file("client")), profile_dir=str(folder.profile))
             self._client.wait_for_engines(self.world_size, timeout=30)
         return self._client
 

@@ -60,7 +60,7 @@ class Node:
             )
             raise LinkError(msg)
 
-    def ask(self, question: str, argument: int = 0) -> Any:  # noqa: ANN401 - depends on the question
+    def ask(self, question: str, argument: int = 0) -> Any:
         """The agent's answer, also while its ranks are busy.
 
         Raises:

@@ -190,24 +190,16 @@ class CellResult:
         if self.timeout_s is not None:
             parts.append(f"the cell ran longer than its timeout of {self.timeout_s:g} s and was interrupted")
         groups: dict[str, list[int]] = {}
-        for rank, error in self.errors.items():
+        for rank, error in sorted(self.errors.items()):
             groups.setdefault(error.key, []).append(rank)
-        for ranks in sorted(groups.values()):
-            parts.append(self._error_text(RankSet(ranks), self.errors[ranks[0]]))
-        for rank, status in sorted(self.exits.items()):
-            parts.append(self._exit_text(rank, status))
+        parts += [self._error_text(RankSet(ranks), self.errors[ranks[0]]) for ranks in sorted(groups.values())]
+        parts += [self._exit_text(rank, status) for rank, status in sorted(self.exits.items())]
         if self.busy:
-            states = [f"    rank {rank}: {state}" for rank, state in sorted(self.busy_states.items())]
-            parts.append(
-                "\n".join(
-                    [
-                        f"{self.busy.words()} did not answer the interrupt and still run{'s' if len(self.busy) == 1 else ''}"
-                        f" {self.label}",
-                        *states,
-                        "type  %hpc interrupt  to try again, or  %hpc stop  to end the cluster",
-                    ]
-                )
-            )
+            runs = "runs" if len(self.busy) == 1 else "run"
+            lines = [f"{self.busy.words()} did not answer the interrupt and still {runs} {self.label}"]
+            lines += [f"    rank {rank}: {state}" for rank, state in sorted(self.busy_states.items())]
+            lines.append("type  %hpc interrupt  to try again, or  %hpc stop  to end the cluster")
+            parts.append("\n".join(lines))
         if self.interrupted and not parts:
             parts.append(f"{self.label} was interrupted")
         return "\n\n".join(parts)

@@ -74,22 +74,25 @@ def _raise_failure(failure: lifecycle.Fail, world_size: int) -> None:
 
 
 def _lifecycle_events(message: m.Message | watch.Event) -> list[lifecycle.Event]:
+    event: lifecycle.Event
     match message:
         case m.Welcome():
-            return [lifecycle.Linked()]
+            event = lifecycle.Linked()
         case m.Refused():
-            return [lifecycle.Refusal(message.reason)]
+            event = lifecycle.Refusal(message.reason)
         case m.Stage():
-            return [lifecycle.StageEnded(message.name, (message.end_ns - message.start_ns) / 1e6)]
+            event = lifecycle.StageEnded(message.name, (message.end_ns - message.start_ns) / 1e6)
         case m.RankReady():
-            return [lifecycle.RankIsReady(message.rank)]
+            event = lifecycle.RankIsReady(message.rank)
         case m.RankExited():
-            return [lifecycle.RankEnded(message.rank, message.status, tuple(message.last_lines))]
+            event = lifecycle.RankEnded(message.rank, message.status, tuple(message.last_lines))
         case m.StartFailed():
-            return [lifecycle.StartFailure(message.reason, tuple(message.log_lines))]
+            event = lifecycle.StartFailure(message.reason, tuple(message.log_lines))
         case m.Farewell():
-            return [lifecycle.AgentEnded(f"the cluster ended itself: {message.reason}")]
-    return []
+            event = lifecycle.AgentEnded(f"the cluster ended itself: {message.reason}")
+        case _:
+            return []
+    return [event]
 
 
 def await_cell(run: CellRun, node: Node, inbox: Inbox, *, timeout_s: float | None, view: CellView | None) -> None:

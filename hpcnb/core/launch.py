@@ -14,7 +14,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["AgentSpec", "RunFolder", "agent_environment", "runtime_root"]
+__all__ = ["IDLE_TIMEOUT_S", "AgentSpec", "RunFolder", "agent_environment", "runtime_root"]
+
+
+#: A cluster ends itself when no notebook has been connected for so long.
+IDLE_TIMEOUT_S = 8 * 3600.0
 
 
 @dataclass(frozen=True)

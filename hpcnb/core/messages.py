@@ -68,7 +68,8 @@ def _extension(code: int, packed: bytes) -> object:
 
 def names_of(message: Message) -> tuple[str, ...]:
     """Names of the message's fields, in order."""
-    return type(message)._names
+    cls = type(message)
+    return cls._names
 
 
 def encode(message: Message) -> bytes:

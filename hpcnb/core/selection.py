@@ -90,8 +90,7 @@ class _Parser:
     def _error(self, what: str) -> SelectionError:
         axis = self.context.mesh.axes[0]
         return SelectionError(
-            f"--on {self.text}: {what}; "
-            f"write for example 0-3,7 or ~2 or {axis}=0 or host=NAME or failed or all"
+            f"--on {self.text}: {what}; write for example 0-3,7 or ~2 or {axis}=0 or host=NAME or failed or all"
         )
 
     def _take(self, symbol: str) -> bool:
@@ -187,9 +186,7 @@ class _Parser:
             raise SelectionError(msg)
         size = context.mesh.size_of(word)
         wanted = self._range(size, "coordinate", f"axis {word} has coordinates 0-{size - 1}")
-        return RankSet(
-            rank for rank in range(context.world_size) if context.mesh.coordinates(rank)[word] in wanted
-        )
+        return RankSet(rank for rank in range(context.world_size) if context.mesh.coordinates(rank)[word] in wanted)
 
     def _host(self, name: str) -> RankSet:
         ranks = RankSet(rank for rank, host in enumerate(self.context.hosts) if host == name)

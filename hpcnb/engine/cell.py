@@ -5,18 +5,13 @@ While a cell runs, the shell's displays lead to the link; otherwise they are ipy
 
 from __future__ import annotations
 
-import ast
 import asyncio
-import linecache
 import sys
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
-from IPython.core.displayhook import DisplayHook
-from IPython.core.displaypub import DisplayPublisher
-from traitlets import Any as AnyTrait
 
 from hpcnb.core.messages import (
     CallFunction,
@@ -29,9 +24,10 @@ from hpcnb.core.messages import (
     RunCell,
 )
 from hpcnb.engine import failure, process_group
+from hpcnb.engine.display import LastValue, LinkDisplay
+from hpcnb.engine.source import CellSource, ends_with_semicolon
 
 if TYPE_CHECKING:
-    from IPython.core.compilerop import CachingCompiler
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
     from hpcnb.engine.interrupts import Interrupts
@@ -42,66 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["CellRunner"]
 
 _EXIT = "sys.exit() or exit() ended the cell on this rank; the rank goes on. To end all ranks type %hpc stop"
-
-
-class _LastValue(DisplayHook):
-    """Catches the value of the last expression instead of printing it."""
-
-    bundle: Any = AnyTrait(None, allow_none=True)
-    value: Any = AnyTrait(None, allow_none=True)
-    muted: Any = AnyTrait(False)
-
-    def quiet(self) -> bool:
-        return bool(self.muted)
-
-    def start_displayhook(self) -> None:
-        pass
-
-    def write_output_prompt(self) -> None:
-        pass
-
-    def write_format_data(self, format_dict: dict[str, Any], md_dict: dict[str, Any] | None = None) -> None:
-        self.bundle = (format_dict, md_dict or {})
-
-    def update_user_ns(self, result: object) -> None:
-        self.value = result
-        super().update_user_ns(result)
-
-    def fill_exec_result(self, result: object) -> None:
-        pass
-
-    def finish_displayhook(self) -> None:
-        pass
-
-
-class _LinkDisplay(DisplayPublisher):
-    """Sends rich output to the notebook."""
-
-    send: Any = AnyTrait()
-
-    def publish(  # type: ignore[override]
-        self,
-        data: dict[str, Any],
-        metadata: dict[str, Any] | None = None,
-        source: object = None,
-        *,
-        transient: dict[str, Any] | None = None,
-        update: bool = False,
-        **_: object,
-    ) -> None:
-        self.send(data, metadata or {}, (transient or {}).get("display_id", ""), update)
-
-    def clear_output(self, wait: bool = False) -> None:  # noqa: FBT001, FBT002 - IPython's signature
-        pass
-
-
-class _LineNumbers(ast.NodeTransformer):
-    """Numbers the lines of a cell as the person sees them, with the magic above it."""
-
-    offset = 0
-
-    def visit(self, node: ast.AST) -> ast.AST:
-        return ast.increment_lineno(node, self.offset) if self.offset else node
 
 
 class CellRunner:
@@ -138,33 +74,10 @@ class CellRunner:
         self._reader = FrameReader()
         self._queue: deque[Message] = deque()
         self._busy = False
-        self._hook = _LastValue(shell=shell)
-        self._display = _LinkDisplay(send=self._send_display)
-        self._file = ""
-        self._lines = _LineNumbers()
-        shell.ast_transformers.append(self._lines)
-        self._name_cells(shell.compile)
+        self._hook = LastValue(shell=shell)
+        self._display = LinkDisplay(send=self._send_display)
+        self._source = CellSource(shell)
         shell.user_ns.update(names)
-
-    def _name_cells(self, compiler: CachingCompiler) -> None:
-        """Cells are compiled under our name and numbered as the person sees them.
-
-        ipykernel names cells by a hash and the process id, which differ from rank to rank.
-        """
-        name, cache = compiler.get_code_name, compiler.cache
-
-        def get_code_name(raw: str, transformed: str, number: int) -> str:
-            return self._file or name(raw, transformed, number)
-
-        def cache_lines(*args: Any, **kwargs: Any) -> str:
-            file = cache(*args, **kwargs)
-            if self._file and self._lines.offset:  # the lines before the source, so that tracebacks quote the right one
-                size, modified, lines, full_name = linecache.cache[file]  # type: ignore[misc]
-                linecache.cache[file] = (size, modified, ["\n"] * self._lines.offset + lines, full_name)
-            return file
-
-        compiler.get_code_name = get_code_name  # type: ignore[method-assign]
-        compiler.cache = cache_lines  # type: ignore[method-assign]
 
     def on_readable(self) -> None:
         """The cells socket has something; called by the event loop."""
@@ -186,14 +99,14 @@ class CellRunner:
                     self._busy = True
                     asyncio.ensure_future(self._run_awaiting(message)).add_done_callback(self._awaited)
                 else:
-                    self._run(message.cell, lambda message=message: self._source(message))  # type: ignore[misc]
+                    self._run(message.cell, lambda message=message: self._run_source(message))  # type: ignore[misc]
             elif isinstance(message, CallFunction):
                 self._run(message.cell, lambda message=message: self._call(message))  # type: ignore[misc]
             elif isinstance(message, Rebuild):
                 self._run(message.cell, lambda message=message: self._rebuild(message))  # type: ignore[misc]
             elif isinstance(message, Recording):
                 self._recorder.enabled = message.enabled
-                self._run(message.cell, lambda: _Outcome())
+                self._run(message.cell, _Outcome)
 
     def _awaited(self, task: asyncio.Future[None]) -> None:
         self._busy = False
@@ -202,7 +115,7 @@ class CellRunner:
 
     def _transform(self, source: str) -> str | None:
         try:
-            return self._shell.transform_cell(source)
+            return str(self._shell.transform_cell(source))
         except Exception:  # noqa: BLE001 - run_cell meets the same error and reports it
             return None
 
@@ -221,7 +134,7 @@ class CellRunner:
 
     async def _run_awaiting(self, message: RunCell) -> None:
         start_ns = self._enter(message.cell)
-        self._set_source(message)
+        self._begin_source(message)
         transformed = self._transform(message.source)
         task: asyncio.Task[ExecutionResult] = asyncio.ensure_future(
             self._shell.run_cell_async(message.source, store_history=False, transformed_cell=transformed)
@@ -243,7 +156,7 @@ class CellRunner:
         sys.stdout, sys.stderr = self._streams  # a cell may have replaced them for good
         shell.display_pub = self._display
         shell.display_trap.hook = self._hook
-        shell._showtraceback = self._keep_traceback_quiet  # type: ignore[method-assign]
+        shell._showtraceback = self._keep_traceback_quiet  # type: ignore[method-assign,assignment]
         self._hook.bundle = self._hook.value = None
         return self._recorder.begin_cell(cell)
 
@@ -252,15 +165,14 @@ class CellRunner:
         with self._interrupts:
             for stream in self._streams:
                 stream.flush()
-            for stream in (sys.__stdout__, sys.__stderr__):  # what C code or os.write left in Python's own buffers
-                if stream is not None:
-                    stream.flush()
+            for buffered in (sys.__stdout__, sys.__stderr__):  # what was written to Python's own streams
+                if buffered is not None:
+                    buffered.flush()
             end_ns = self._recorder.end_cell()
             sys.stdout, sys.stderr, shell.display_pub, shell.display_trap.hook, shell._showtraceback = self._saved  # type: ignore[method-assign]
             for name, value in self._names.items():  # `del rank` brings ours back
                 shell.user_ns.setdefault(name, value)
-            self._file = ""
-            self._lines.offset = 0
+            self._source.end()
             self._link.send(
                 CellReply(
                     cell, self._rank, outcome.error is None, start_ns, end_ns, outcome.text, outcome.has_value,
@@ -288,15 +200,12 @@ class CellRunner:
 
     # --- what can be run ------------------------------------------------------------------------------------
 
-    def _set_source(self, message: RunCell) -> None:
-        self._file = f"<{message.label}>"
-        # IPython drops empty lines before the first statement
-        num_empty = next((i for i, line in enumerate(message.source.splitlines()) if line.strip()), 0)
-        self._lines.offset = message.first_line - 1 + num_empty
-        self._hook.muted = _ends_with_semicolon(message.source)
+    def _begin_source(self, message: RunCell) -> None:
+        self._source.begin(message.label, message.source, message.first_line)
+        self._hook.muted = ends_with_semicolon(message.source)
 
-    def _source(self, message: RunCell) -> _Outcome:
-        self._set_source(message)
+    def _run_source(self, message: RunCell) -> _Outcome:
+        self._begin_source(message)
         result = self._shell.run_cell(message.source, store_history=False)
         return self._outcome_of(result, want_pickle=message.want_pickles)
 
@@ -304,18 +213,15 @@ class CellRunner:
         error = result.error_before_exec or result.error_in_exec
         if isinstance(error, SystemExit):
             return _Outcome(notices=(_EXIT,))
-        if isinstance(error, SyntaxError) and error.filename == self._file and error.lineno is not None:
-            error.lineno += self._lines.offset
-            error.text = linecache.getline(self._file, error.lineno) or error.text
-            if error.end_lineno is not None:
-                error.end_lineno += self._lines.offset
+        if isinstance(error, SyntaxError):
+            self._source.correct(error)
         outcome = _Outcome(error=error)
         if self._hook.bundle is not None and error is None:
             data, metadata = self._hook.bundle
             outcome.text = data.get("text/plain", "")
             outcome.has_value = True
             if data.keys() - {"text/plain"}:
-                self._send_display(data, {**metadata, "hpcnb_value": True}, "", False)  # noqa: FBT003 - Jupyter's order
+                self._send_display(data, {**metadata, "hpcnb_value": True}, "", False)
                 outcome.shown = True
             if want_pickle:
                 outcome.pickled, outcome.problem = _pickle(self._hook.value)
@@ -364,17 +270,3 @@ def _pickle(value: object) -> tuple[bytes, str]:
         return cloudpickle.dumps(value, protocol=5), ""
     except Exception as error:  # noqa: BLE001 - any object may refuse; the words travel to the person
         return b"", f"a {type(value).__module__}.{type(value).__qualname__} cannot be pickled: {error}"
-
-
-def _ends_with_semicolon(source: str) -> bool:
-    """Whether the last expression is followed by ``;``, which asks for no display."""
-    if not source.rstrip().split("#")[0].rstrip().endswith(";") and ";" not in source.rsplit("\n", 1)[-1]:
-        return False
-    try:
-        last = ast.parse(source).body[-1]
-    except (SyntaxError, IndexError):
-        return source.rstrip().endswith(";")
-    if not isinstance(last, ast.Expr) or last.end_lineno is None:
-        return False
-    rest = source.splitlines()[last.end_lineno - 1].encode()[last.end_col_offset or 0 :].decode()
-    return rest.strip().startswith(";")

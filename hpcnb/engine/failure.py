@@ -38,7 +38,7 @@ def describe(error: BaseException) -> dict[str, Any]:
     text = _CELL_FILE.sub(lambda match: f"C{match[1][1:]}, line {match[2]}", "".join(summary.format())).rstrip()
     try:
         evalue = str(error)
-    except Exception as problem:  # a broken __str__ is the user's; the error itself must still be told
+    except Exception as problem:  # noqa: BLE001 - a broken __str__ is the user's; the error itself must still be told
         evalue = f"<str() of this {type(error).__name__} raised {type(problem).__name__}>"
     return {
         "ename": type(error).__name__,
@@ -63,9 +63,7 @@ def _clean(summary: traceback.TracebackException) -> None:
             _clean(linked)
 
 
-def _cell_position(
-    error: BaseException, summary: traceback.TracebackException
-) -> tuple[str, int, str]:
+def _cell_position(error: BaseException, summary: traceback.TracebackException) -> tuple[str, int, str]:
     if isinstance(error, SyntaxError) and (error.filename or "").startswith(CELL_FILE_PREFIX):
         return (error.filename or "")[1:-1], error.lineno or 0, (error.text or "").strip()
     for frame in reversed(summary.stack):

@@ -46,7 +46,7 @@ class _Span:
 
     def __call__(self, function: _F) -> _F:
         @functools.wraps(function)
-        def spanned(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the function's
+        def spanned(*args: Any, **kwargs: Any) -> Any:
             with _Span(self._recorder, self._name):
                 return function(*args, **kwargs)
 
@@ -120,9 +120,7 @@ class Hpc:
         depth = recorder.begin_loop()
 
         def report(*, finished: bool) -> None:
-            self._link.send(
-                RankProgress(cell, bar, description, total, position, perf_counter() - started_s, finished)
-            )
+            self._link.send(RankProgress(cell, bar, description, total, position, perf_counter() - started_s, finished))
 
         report(finished=False)
         step: OpenSpan | None = None

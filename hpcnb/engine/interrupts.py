@@ -51,7 +51,7 @@ class Interrupts:
             self._pending = False
             raise KeyboardInterrupt
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, _number: int, frame: FrameType | None) -> None:
         if not self._running:
             return
         if self._held:

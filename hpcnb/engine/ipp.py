@@ -48,11 +48,11 @@ class _Kernel(IPythonParallelKernel):
         for stream in self.streams or ():  # ipykernel tells sys.stdout, which is the link's at this moment
             stream.set_parent(args[1])
 
-    async def do_execute(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - ipykernel's
+    async def do_execute(self, *args: Any, **kwargs: Any) -> Any:
         with self._own_streams():
             return await super().do_execute(*args, **kwargs)
 
-    def do_apply(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - ipyparallel's
+    def do_apply(self, *args: Any, **kwargs: Any) -> Any:
         with self._own_streams():
             return super().do_apply(*args, **kwargs)
 

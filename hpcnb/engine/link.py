@@ -59,9 +59,7 @@ class RankLink:
 
     def start(self, on_control: Callable[[Message], None], on_agent_gone: Callable[[], None]) -> None:
         """Start the link thread."""
-        threading.Thread(
-            target=self._serve, args=(on_control, on_agent_gone), name="hpcnb-link", daemon=True
-        ).start()
+        threading.Thread(target=self._serve, args=(on_control, on_agent_gone), name="hpcnb-link", daemon=True).start()
 
     def call_soon(self, delay_s: float, function: Callable[[], None]) -> None:
         """Run ``function`` on the link thread after ``delay_s``."""
@@ -73,9 +71,10 @@ class RankLink:
 
     def _serve(self, on_control: Callable[[Message], None], on_agent_gone: Callable[[], None]) -> None:
         reader = FrameReader()
+        control = self._control.fileno()
         while True:
-            ready, _, _ = select.select([self._control, self._wake_read], [], [])
-            if self._control in ready:
+            ready, _, _ = select.select([control, self._wake_read], [], [])
+            if control in ready:
                 received = self._control.recv(65536)
                 if not received:
                     on_agent_gone()

@@ -184,5 +184,3 @@ def prepare_template() -> None:
     assert threading.active_count() == 1, "the template must not have threads when it forks"
     gc.collect()
     gc.freeze()  # the collector then leaves shared pages alone, so they stay shared
-
-

@@ -13,7 +13,7 @@ from __future__ import annotations
 import datetime
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -78,7 +78,7 @@ class RecordedWork(dist.Work):
         self._recorder = recorder
         self._watched = False
 
-    def wait(self, *timeout: Any) -> bool:  # noqa: ANN401 - as torch's
+    def wait(self, *timeout: Any) -> bool:
         began_ns = self._recorder.begin_wait(self._operation)
         try:
             done: bool = self._inner.wait(*timeout)
@@ -111,7 +111,7 @@ class RecordedWork(dist.Work):
 
 
 def _delegate(name: str) -> Callable[..., Any]:
-    def method(self: RecordedWork, *args: Any) -> Any:  # noqa: ANN401 - as torch's
+    def method(self: RecordedWork, *args: Any) -> Any:
         return getattr(self._inner, name)(*args)
 
     method.__name__ = name
@@ -134,11 +134,11 @@ class HpcnbProcessGroup(dist.ProcessGroup):
     """
 
     recorder: Recorder | None = None  #: set once per rank, before the first group is made
-    _all: weakref.WeakSet[HpcnbProcessGroup] = weakref.WeakSet()
+    _all: ClassVar[weakref.WeakSet[HpcnbProcessGroup]] = weakref.WeakSet()
     _num_made = 0
 
     def __init__(self, store: dist.Store, rank: int, size: int, timeout: datetime.timedelta) -> None:
-        super().__init__(rank, size)
+        super().__init__(rank, size)  # type: ignore[call-arg] # the stub has one signature of two
         self._store = store
         self._rank = rank
         self._size = size
@@ -154,8 +154,8 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         self._made = HpcnbProcessGroup._num_made
         HpcnbProcessGroup._all.add(self)
 
-    def _connect(self, store: dist.Store) -> dist.ProcessGroup:
-        inner = dist.ProcessGroup(store, self._rank, self._size)
+    def _connect(self, store: dist.Store) -> Any:
+        inner: Any = dist.ProcessGroup(store, self._rank, self._size)
         kinds = dist.ProcessGroup.BackendType
         gloo = c10d.ProcessGroupGloo(store, self._rank, self._size, timeout=self._timeout)
         gloo._set_sequence_number_for_group()
@@ -193,22 +193,22 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         return self._size
 
     @property
-    def group_name(self) -> Any:  # noqa: ANN401 - torch's GroupName
+    def group_name(self) -> Any:
         return self._name
 
-    def _set_group_name(self, name: Any) -> None:  # noqa: ANN401
+    def _set_group_name(self, name: Any) -> None:
         self._name = name
         self._inner._set_group_name(name)
 
     @property
-    def group_desc(self) -> Any:  # noqa: ANN401
+    def group_desc(self) -> Any:
         return self._description
 
-    def _set_group_desc(self, description: Any) -> None:  # noqa: ANN401
+    def _set_group_desc(self, description: Any) -> None:
         self._description = description
         self._inner._set_group_desc(description)
 
-    def _get_backend(self, device: torch.device) -> Any:  # noqa: ANN401
+    def _get_backend(self, device: torch.device) -> Any:
         return self._inner._get_backend(device)
 
     def get_group_store(self) -> dist.Store:
@@ -271,7 +271,7 @@ class HpcnbProcessGroup(dist.ProcessGroup):
 
 
 def _recorded_collective(method: str, name: str, payload: int) -> Callable[..., Any]:
-    def collective(self: HpcnbProcessGroup, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as torch's
+    def collective(self: HpcnbProcessGroup, *args: Any, **kwargs: Any) -> Any:
         recorder = self.recorder
         if recorder is None or not recorder.enabled:
             return getattr(self._inner, method)(*args, **kwargs)
@@ -303,7 +303,7 @@ def _recorded_collective(method: str, name: str, payload: int) -> Callable[..., 
 def _recorded_point_to_point(method: str) -> Callable[..., Any]:
     name = "recv" if method == "recv_anysource" else method
 
-    def operation(self: HpcnbProcessGroup, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as torch's
+    def operation(self: HpcnbProcessGroup, *args: Any, **kwargs: Any) -> Any:
         recorder = self.recorder
         if recorder is None or not recorder.enabled:
             return getattr(self._inner, method)(*args, **kwargs)

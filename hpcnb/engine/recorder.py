@@ -192,7 +192,9 @@ class Recorder:
             frame = frame.f_back
         return 0, 0
 
-    def issue(self, kind: int, name: int, group: int, sequence: int, peer: int, num_bytes: int, flags: int) -> Operation:
+    def issue(
+        self, kind: int, name: int, group: int, sequence: int, peer: int, num_bytes: int, flags: int
+    ) -> Operation:
         """A communication operation is about to be issued by this thread."""
         if threading.get_ident() != self.main_thread:
             flags |= Flag.OTHER_THREAD

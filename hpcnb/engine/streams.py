@@ -13,7 +13,7 @@ import os
 import termios
 import threading
 from time import perf_counter, sleep
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hpcnb.core.messages import Text
 
@@ -113,7 +113,7 @@ class LinkStream(io.TextIOBase):
     def fileno(self) -> int:
         return self._descriptor
 
-    def write(self, text: str) -> int:
+    def write(self, text: Any) -> int:
         if not isinstance(text, str):
             msg = f"write() argument must be str, not {type(text).__name__}"
             raise TypeError(msg)
@@ -143,7 +143,7 @@ class LinkStream(io.TextIOBase):
                 self._scheduled = True
                 self._link.call_soon(FLUSH_S, self._timed_flush)
 
-    def writelines(self, lines: Iterable[str]) -> None:
+    def writelines(self, lines: Iterable[str]) -> None:  # type: ignore[override] # as text streams do
         self.write("".join(lines))
 
     def _timed_flush(self) -> None:

@@ -17,6 +17,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from hpcnb.core import messages as m
@@ -364,7 +365,7 @@ class Agent:
 
     # --- questions ------------------------------------------------------------------------------------------
 
-    def _answer(self, question: m.Ask) -> Any:  # noqa: ANN401 - msgpack values
+    def _answer(self, question: m.Ask) -> Any:
         if question.question == "status":
             return [self._status_of(process) for process in self._ranks.values()]
         if question.question == "logs":
@@ -386,7 +387,7 @@ class Agent:
 def _proportional_mb(pid: int) -> float:
     """PSS: memory of the process, shared pages divided by who shares them."""
     try:
-        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+        with Path(f"/proc/{pid}/smaps_rollup").open(encoding="ascii") as file:
             for line in file:
                 if line.startswith("Pss:"):
                     return int(line.split()[1]) / 1024

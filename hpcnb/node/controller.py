@@ -28,7 +28,7 @@ def start(folder: RunFolder) -> subprocess.Popen[bytes]:
         ],
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=_child,
+        preexec_fn=_child,  # noqa: PLW1509 - the agent has one thread at this time
     )  # fmt: skip
 
 

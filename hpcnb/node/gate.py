@@ -20,7 +20,7 @@ Entry = tuple[str, str]
 
 
 def collapse_rewrites(text: str) -> str:
-    """Drop what carriage returns overwrite: of ``a\\rb\\rc`` only ``\\rc`` is left."""
+    r"""Drop what carriage returns overwrite: of ``a\rb\rc`` only ``\rc`` is left."""
     if "\r" not in text:
         return text
     text = text.replace("\r\n", "\n")

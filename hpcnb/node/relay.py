@@ -105,9 +105,7 @@ class CellRelay:
             self._flush_output()  # it stands after what was said before
             ranks = RankSet([process.rank])
             self._say(
-                m.Display(
-                    message.cell, ranks, message.bundle, message.metadata, message.display_id, message.update
-                )
+                m.Display(message.cell, ranks, message.bundle, message.metadata, message.display_id, message.update)
             )
         elif isinstance(message, m.RankProgress):
             self._progressed(process.rank, message)

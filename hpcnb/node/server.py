@@ -27,8 +27,12 @@ class _OneKey:
     def __init__(self, public: str) -> None:
         self._public = public.encode()
 
-    def callback(self, domain: str, key: bytes) -> bool:
+    def callback(self, _domain: str, key: bytes) -> bool:
         return key == self._public  # pyzmq hands the key in its text form
+
+
+def _readable(socket: zmq.Socket[bytes]) -> bool:
+    return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
 
 
 class LinkServer:
@@ -61,7 +65,7 @@ class LinkServer:
     @property
     def descriptors(self) -> list[int]:
         """To be watched for reading; zmq's are edge-triggered, so always call :meth:`receive` to the end."""
-        return [self._socket.fd, self._auth.zap_socket.fd, self._monitor.fd]
+        return [int(socket.get(zmq.FD)) for socket in (self._socket, self._auth.zap_socket, self._monitor)]
 
     @property
     def num_connections(self) -> int:
@@ -86,7 +90,7 @@ class LinkServer:
 
     def _admit(self) -> bool:
         progressed = False
-        while self._auth.zap_socket.get(zmq.EVENTS) & zmq.POLLIN:
+        while _readable(self._auth.zap_socket):
             handling = self._auth.handle_zap_message(self._auth.zap_socket.recv_multipart())
             try:  # a coroutine that awaits nothing
                 handling.send(None)
@@ -97,7 +101,7 @@ class LinkServer:
 
     def _notice(self) -> bool:
         progressed = False
-        while self._monitor.get(zmq.EVENTS) & zmq.POLLIN:
+        while _readable(self._monitor):
             event = recv_monitor_message(self._monitor)
             if event["event"] == zmq.Event.ACCEPTED:
                 self._connections.add(event["value"])
@@ -122,7 +126,7 @@ class LinkServer:
 
     def has_input(self) -> bool:
         """Whether :meth:`receive` would find something; ask before blocking on the descriptors."""
-        return any(socket.get(zmq.EVENTS) & zmq.POLLIN for socket in (self._socket, self._auth.zap_socket, self._monitor))
+        return any(_readable(socket) for socket in (self._socket, self._auth.zap_socket, self._monitor))
 
     def close(self) -> None:
         """Send what is still queued, then close."""

@@ -58,11 +58,11 @@ def run_template(to_agent: socket.socket, listener: socket.socket, spec: AgentSp
     signal.signal(signal.SIGCHLD, lambda *_: None)
     received = b""
     while True:
-        ready, _, _ = select.select([to_agent, wake_read], [], [])
+        ready, _, _ = select.select([to_agent.fileno(), wake_read], [], [])
         if wake_read in ready:
             os.read(wake_read, 4096)
             _reap(to_agent)
-        if to_agent in ready:
+        if to_agent.fileno() in ready:
             chunk = to_agent.recv(65536)
             if not chunk:
                 os._exit(0)
@@ -71,7 +71,7 @@ def run_template(to_agent: socket.socket, listener: socket.socket, spec: AgentSp
                 _obey(json.loads(line), to_agent, listener, (wake_read, wake_write), spec, folder)
 
 
-def _tell(to_agent: socket.socket, **message: Any) -> None:  # noqa: ANN401 - JSON values
+def _tell(to_agent: socket.socket, **message: Any) -> None:
     to_agent.sendall(json.dumps(message).encode() + b"\n")
 
 

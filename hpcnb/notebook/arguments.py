@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from hpcnb.core.errors import MagicError
+from hpcnb.core.launch import IDLE_TIMEOUT_S
 
 __all__ = [
     "VERBS", "CellOptions", "StartOptions", "Verb", "VerbOptions", "cell_flags", "cell_help", "help_text", "parse_cell",
@@ -37,7 +38,7 @@ class StartOptions:
     launcher: str = "local"
     mesh: str | None = None
     name: str = "default"
-    idle_timeout_s: float | None = None
+    idle_timeout_s: float = IDLE_TIMEOUT_S
     threads_per_rank: int | None = None
 
 
@@ -207,7 +208,7 @@ def _value(flag: str, given: str | None, words: list[str], magic: str) -> str:
     return words.pop(0)
 
 
-def _positive(flag: str, text: str, kind: type[float] | type[int], *, allow_zero: bool = False) -> float:
+def _positive(flag: str, text: str, kind: type[float | int], *, allow_zero: bool = False) -> float:
     try:
         value = kind(text)
     except ValueError:
@@ -218,7 +219,7 @@ def _positive(flag: str, text: str, kind: type[float] | type[int], *, allow_zero
     return value
 
 
-def _meant(word: str, known: Any) -> str:  # noqa: ANN401 - any collection of words
+def _meant(word: str, known: Any) -> str:
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 

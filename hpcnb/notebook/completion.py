@@ -33,7 +33,7 @@ def candidates(line: str, axes: tuple[str, ...] = ("dp",)) -> list[str]:
     return [word for word in known if word.startswith(started)]
 
 
-def _complete(_shell: InteractiveShell, event: Any) -> list[str]:  # noqa: ANN401 - IPython's completion event
+def _complete(_shell: InteractiveShell, event: Any) -> list[str]:
     from hpcnb.cluster.cluster import current
 
     cluster = current()

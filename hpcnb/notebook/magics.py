@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
+from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 
 from hpcnb.core.errors import ClusterStateError
 from hpcnb.notebook import arguments, completion, show
@@ -18,14 +18,16 @@ __all__ = ["HpcMagics", "register", "unregister"]
 
 
 @magics_class
-class HpcMagics(Magics):  # type: ignore[misc]
+class HpcMagics(Magics):
     """The magics; they use the cluster that was started last."""
 
-    @cell_magic
-    def hpc_parallel(self, line: str, cell: str) -> None:
-        """Run the cell on every rank; ``%%hpc_parallel --help`` lists the options."""
+    shell: InteractiveShell
+
+    @line_cell_magic
+    def hpc_parallel(self, line: str, cell: str | None = None) -> None:
+        """Run the cell on every rank; ``%hpc_parallel --help`` lists the options."""
         options = arguments.parse_cell(line)
-        if options.show_help:
+        if options.show_help or cell is None:
             print(arguments.cell_help())
             return
         view = show.cell_view(self.shell, show_time=options.show_time)
@@ -43,7 +45,7 @@ class HpcMagics(Magics):  # type: ignore[misc]
             self.shell.user_ns[options.out] = result.objects()
 
     @line_magic
-    def hpc(self, line: str) -> Any:  # noqa: ANN401 - what the verb shows
+    def hpc(self, line: str) -> Any:
         """Start, stop and look at the cluster; ``%hpc help`` lists the verbs."""
         options = arguments.parse_hpc(line)
         return getattr(self, "_" + options.verb.replace("-", "_"))(options)
@@ -54,11 +56,14 @@ class HpcMagics(Magics):  # type: ignore[misc]
         if (running := current()) is not None:
             running.start()  # says that it is running already, and what to type
         asked = options.start or arguments.StartOptions()
-        more = {} if asked.idle_timeout_s is None else {"idle_timeout_s": asked.idle_timeout_s}
         cluster = Cluster(
-            asked.num_ranks, launcher=asked.launcher, mesh=asked.mesh, name=asked.name,
-            threads_per_rank=asked.threads_per_rank, **more,
-        )  # fmt: skip
+            asked.num_ranks,
+            launcher=asked.launcher,
+            mesh=asked.mesh,
+            name=asked.name,
+            threads_per_rank=asked.threads_per_rank,
+            idle_timeout_s=asked.idle_timeout_s,
+        )
         show.start(self.shell, cluster)
 
     def _stop(self, _: arguments.VerbOptions) -> None:
@@ -81,7 +86,7 @@ class HpcMagics(Magics):  # type: ignore[misc]
     def _logs(self, options: arguments.VerbOptions) -> None:
         print(_cluster().logs(*(int(word) for word in options.words)) or "(nothing yet)")
 
-    def _panel(self, _: arguments.VerbOptions) -> Any:  # noqa: ANN401 - a widget
+    def _panel(self, _: arguments.VerbOptions) -> Any:
         from hpcnb.notebook.panel import panel
 
         return panel()
@@ -108,6 +113,6 @@ def register(shell: InteractiveShell) -> None:
 
 def unregister(shell: InteractiveShell) -> None:
     """Take the magics out of the shell."""
-    shell.magics_manager.magics["line"].pop("hpc", None)
-    shell.magics_manager.magics["cell"].pop("hpc_parallel", None)
+    for kind, name in (("line", "hpc"), ("line", "hpc_parallel"), ("cell", "hpc_parallel")):
+        shell.magics_manager.magics[kind].pop(name, None)
     completion.unregister(shell)

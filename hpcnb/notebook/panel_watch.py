@@ -89,17 +89,24 @@ class Watcher:
     def start(self, num_ranks: int, mesh: str) -> None:
         """Start a cluster; returns at once."""
 
-        def work() -> None:
+        def work(mine: _Doing) -> None:
             cluster = Cluster(num_ranks, mesh=mesh.strip() or None)
             threading.Thread(target=warm.warm, name="hpcnb-warm-plots", daemon=True).start()
             cluster.start()
+            if self._doing != mine:
+                cluster.stop()  # Stop was pressed before there was anything to stop
 
         self._do("starting", f"{num_ranks} rank{'s' if num_ranks > 1 else ''}", work)
 
     def stop(self) -> None:
         """Stop the cluster that runs or starts; returns at once."""
-        if (cluster := starting() or current()) is not None:
-            self._do("stopping", f"cluster {cluster.name!r}", cluster.stop)
+
+        def work(_: _Doing) -> None:
+            if (cluster := starting() or current()) is not None:
+                cluster.stop()
+
+        if self._doing is not None or starting() or current():
+            self._do("stopping", "the cluster", work)
 
     def interrupt(self) -> None:
         """Interrupt the cell that runs."""
@@ -110,7 +117,7 @@ class Watcher:
             self._problem = (True, str(error))
         self._wake.set()
 
-    def _do(self, phase: words.Phase, title: str, work: Callable[[], None]) -> None:
+    def _do(self, phase: words.Phase, title: str, work: Callable[[_Doing], None]) -> None:
         with self._lock:
             if self._doing is not None and self._doing.phase in (phase, "stopping"):
                 return  # a second click
@@ -119,12 +126,12 @@ class Watcher:
         name = f"hpcnb-panel-{phase}"
         threading.Thread(target=self._carry_out, args=(mine, work), name=name, daemon=True).start()
 
-    def _carry_out(self, mine: _Doing, work: Callable[[], None]) -> None:
+    def _carry_out(self, mine: _Doing, work: Callable[[_Doing], None]) -> None:
         self.refresh()
         self._wake.set()
         problem = ""
         try:
-            work()
+            work(mine)
         except (HpcnbError, ValueError, OSError) as error:
             problem = str(error)
         except Exception as error:

@@ -88,8 +88,13 @@ def status(cluster: Cluster) -> None:
 
     table = status_rows(cluster.status())
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    text = "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in table)
-    cells = ["".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for row, tag in zip(table, ["th", *["td"] * (len(table) - 1)], strict=True)]
+    text = "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+    )
+    cells = [
+        "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+        for row, tag in zip(table, ["th", *["td"] * (len(table) - 1)], strict=True)
+    ]
     body = "".join(f"<tr>{row}</tr>" for row in cells)
     display({"text/plain": f"{cluster}\n{text}", "text/html": f"<table>{body}</table>"}, raw=True)
 

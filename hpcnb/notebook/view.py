@@ -52,11 +52,9 @@ class NotebookView:
         publish: ``publish(bundle, display_id, update)``; by default IPython's display.
     """
 
-    def __init__(
-        self, *, show_time: bool, publish: Callable[[dict[str, Any], str, bool], None] | None = None
-    ) -> None:
+    def __init__(self, *, show_time: bool, publish: Callable[[dict[str, Any], str, bool], None] | None = None) -> None:
         self._show_time = show_time
-        self._publish = publish or _publish
+        self._publish = _publish if publish is None else publish
         self._display_id = uuid.uuid4().hex
         self._shown = False
         self._began_s = monotonic()
@@ -87,7 +85,7 @@ class NotebookView:
             self._draw(result.items, result, bars, notes)
         for output in result.displays:
             if not markup.embeddable(output) and output.bundle.keys() - {"text/plain"}:
-                self._publish(dict(output.bundle), "", False)  # noqa: FBT003 - as declared
+                self._publish(dict(output.bundle), "", False)
 
     def _draw(self, items: list[Item], result: CellResult, bars: list[str], notes: list[str]) -> None:
         text = markup.items_text(items, result.displays)
@@ -128,7 +126,7 @@ class TerminalView:
 
     def __init__(self, *, show_time: bool, stream: TextIO | None = None) -> None:
         self._show_time = show_time
-        self._stream = stream or sys.stdout
+        self._stream = sys.stdout if stream is None else stream
         self._printed: dict[tuple[str, str, int], int] = {}
         self._seen_s: dict[tuple[str, str, int], float] = {}
         self._bar = ""

@@ -44,7 +44,7 @@ def plot(timeline: Timeline) -> Figure:
 
 
 def _static(durations_ms: _Durations, title: str, axis: svg.TimeAxis) -> str:
-    boxes = []
+    boxes: list[svg.Box] = []
     for row, of_rank in enumerate(durations_ms.values()):
         total_ms, start_ms = sum(of_rank.values()), 0.0
         for name, look in LOOKS.items():
@@ -93,7 +93,6 @@ def _live(durations_ms: _Durations, title: str, axis: svg.TimeAxis) -> Any:
         ylabel=f"time ({axis.unit})",
         title=title,
         legend=False,
-        frame_width=svg.WIDTH - svg.MARGIN_LEFT - 40,
         frame_height=26 * max(2, min(len(durations_ms), 24)),
         group_label="category",
         value_label=f"time ({axis.unit})",

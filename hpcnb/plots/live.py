@@ -34,7 +34,7 @@ def html(svg: str, words: str, plot: Any) -> str:
     )
     return (
         f'<div class="hpcnb-figure">{static}<div class="hpcnb-live"></div>'
-        f'<div style="font-size:12px">{escape(words)}</div>'
+        f'<div style="font-size:12px;white-space:pre-wrap">{escape(words)}</div>'
         f'<script type="text/plain" class="hpcnb-packed">{_packed(plot)}</script>'
         f"<script>{_script()}</script></div>"
     )

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from xml.sax.saxutils import escape, quoteattr
 
-from hpcnb.plots.theme import Look
+from hpcnb.plots.theme import WIDTH, Look
 
-__all__ = ["MARGIN_LEFT", "WIDTH", "Box", "TimeAxis", "picture"]
+__all__ = ["Box", "TimeAxis", "picture"]
 
-WIDTH = 760
-MARGIN_LEFT = 64
+_MARGIN_LEFT = 64
 _MARGIN_RIGHT = 16
 _TITLE_HEIGHT = 26
 _AXIS_HEIGHT = 36
@@ -69,7 +68,7 @@ class TimeAxis:
 
     def x(self, at_ms: float) -> float:
         """Where ``at_ms`` is, in pixels from the left."""
-        return MARGIN_LEFT + at_ms / self.length_ms * (WIDTH - MARGIN_LEFT - _MARGIN_RIGHT)
+        return _MARGIN_LEFT + at_ms / self.length_ms * (WIDTH - _MARGIN_LEFT - _MARGIN_RIGHT)
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def picture(
     ]
     for row, label in enumerate(rows):
         middle = _TITLE_HEIGHT + row_height * (row + 0.5) + 4
-        parts.append(f'<text x="{MARGIN_LEFT - 8}" y="{middle:.4g}" text-anchor="end">{escape(label)}</text>')
+        parts.append(f'<text x="{_MARGIN_LEFT - 8}" y="{middle:.4g}" text-anchor="end">{escape(label)}</text>')
     return "".join([*parts, *_paint(boxes, axis, row_height, fills), *legend, "</svg>"])
 
 
@@ -158,7 +157,7 @@ def _axis(axis: TimeAxis, label: str, bottom: float) -> Iterator[str]:
     for tick in ticks:
         at = f'x="{axis.x(tick * axis.unit_ms):.1f}" y="{bottom + 14:.1f}"'
         yield f'<text {at} text-anchor="middle">{tick:.{decimals}f}</text>'
-    at = f'x="{(MARGIN_LEFT + WIDTH - _MARGIN_RIGHT) / 2:.0f}" y="{bottom + 29:.1f}"'
+    at = f'x="{(_MARGIN_LEFT + WIDTH - _MARGIN_RIGHT) / 2:.0f}" y="{bottom + 29:.1f}"'
     yield f'<text {at} text-anchor="middle">{escape(label)} ({axis.unit})</text>'
 
 
@@ -172,7 +171,7 @@ def _paint(boxes: Sequence[Box], axis: TimeAxis, row_height: float, fills: Mappi
             yield f'<path fill="none" stroke="{fills[look]}" stroke-width="{height:.4g}" d="{dashes}"/>'
         else:
             yield f'<path fill="{fills[look]}" d="{_steps(same, axis, row_height)}"/>'
-        yield from _texts(same, axis, row_height)
+        yield _texts(same, axis, row_height)
 
 
 def _dashes(boxes: Sequence[Box], axis: TimeAxis, row_height: float) -> str:
@@ -206,18 +205,22 @@ def _steps(boxes: Sequence[Box], axis: TimeAxis, row_height: float) -> str:
     return path + base
 
 
-def _texts(boxes: Sequence[Box], axis: TimeAxis, row_height: float) -> Iterator[str]:
-    """What is written on the boxes that have room for it."""
+def _texts(boxes: Sequence[Box], axis: TimeAxis, row_height: float) -> str:
+    """What is written on the boxes of one look that have room for it."""
+    texts = []
     for box in boxes:
         left, right = axis.x(box.start_ms), axis.x(box.end_ms)
         fits = right - left >= _CHARACTER * len(box.text) + 6 and row_height * (box.bottom - box.top) >= 11
         if box.text and fits:
             middle = _TITLE_HEIGHT + row_height * (box.row + (box.top + box.bottom) / 2) + 4
-            yield (
-                f'<text x="{(left + right) / 2:.1f}" y="{middle:.1f}" text-anchor="middle" '
-                f'fill="{box.look.ink}" stroke="{box.look.colour}" stroke-width="3" paint-order="stroke">'
-                f"{escape(box.text)}</text>"
-            )
+            texts.append(f'<text x="{(left + right) / 2:.1f}" y="{middle:.1f}">{escape(box.text)}</text>')
+    if not texts:
+        return ""
+    look = boxes[0].look
+    return (
+        f'<g text-anchor="middle" fill="{look.ink}" stroke="{look.colour}" stroke-width="3" '
+        f'paint-order="stroke">{"".join(texts)}</g>'
+    )
 
 
 def _pixels(tenths: int) -> str:
@@ -227,11 +230,11 @@ def _pixels(tenths: int) -> str:
 
 def _legend(looks: Sequence[Look], fills: Mapping[Look, str], top: float) -> tuple[list[str], int]:
     """Swatches with names, as many rows as needed; and the number of rows."""
-    drawn, left, row = [], float(MARGIN_LEFT), 0
+    drawn, left, row = [], float(_MARGIN_LEFT), 0
     for look in looks:
         width = 12 + 5 + _CHARACTER * len(look.label) + 14
-        if left + width > WIDTH and left > MARGIN_LEFT:
-            left, row = float(MARGIN_LEFT), row + 1
+        if left + width > WIDTH and left > _MARGIN_LEFT:
+            left, row = float(_MARGIN_LEFT), row + 1
         y = top + _LEGEND_ROW * row
         swatch = f'<rect x="{left:.0f}" y="{y + 2:.1f}" width="12" height="12" fill="{fills[look]}"/>'
         drawn.append(f'{swatch}<text x="{left + 17:.0f}" y="{y + 12:.1f}">{escape(look.label)}</text>')

@@ -12,7 +12,10 @@ from typing import Any
 
 from hpcnb.timing.strip import GLYPHS, LABELS
 
-__all__ = ["BANDS", "LOOKS", "Look", "dress"]
+__all__ = ["BANDS", "LOOKS", "WIDTH", "Look", "dress"]
+
+#: Of every picture, in pixels; a live plot shrinks with the page.
+WIDTH = 760
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,12 @@ def dress(looks: Sequence[Look], plot: Any, element: Any) -> None:  # noqa: ARG0
     patterns = [look.pattern or "blank" for look in looks]
     glyph.hatch_pattern = factor_hatch("category", patterns=patterns, factors=labels)
     glyph.hatch_color = factor_cmap("category", palette=[look.ink for look in looks], factors=labels)
-    glyph.hatch_alpha, glyph.hatch_scale = 0.55, 6
+    glyph.hatch_alpha, glyph.hatch_scale, glyph.hatch_weight = 0.55, 8, 0.8
     figure.toolbar.logo = None
-    figure.sizing_mode = None  # HoloViews says "fixed", at which Bokeh warns where the frame has the size
+    figure.sizing_mode, figure.width, figure.frame_width = "stretch_width", None, None
+    figure.max_width = WIDTH
     renderer = plot.handles["glyph_renderer"]
+    renderer.hover_glyph = None  # it would cover what is nested in the span under the pointer
     shown = list(renderer.data_source.data["category"])
     items = [
         LegendItem(label=label, renderers=[renderer], index=shown.index(label)) for label in labels if label in shown
@@ -81,4 +86,5 @@ def dress(looks: Sequence[Look], plot: Any, element: Any) -> None:  # noqa: ARG0
     for each in list(figure.legend):
         each.visible = False
     legend = Legend(items=items, orientation="horizontal", ncols=6, border_line_color=None, location="left")
+    legend.label_text_font_size = "11px"
     figure.add_layout(legend, "below")

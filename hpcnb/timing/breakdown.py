@@ -221,8 +221,8 @@ def _overlapped(spans: Spans, step: npt.NDArray[np.int64], num_steps: int, exten
     lasts_ns = np.diff(at[order], append=at[order[-1]])
     beside_ns = np.where((in_flight > 0) & (blocked == 0), lasts_ns, 0)
     issued = np.maximum.accumulate(np.where(order < len(spans), np.arange(len(order)), 0))
-    overlapped_ns: Floats = np.bincount(step[order[issued] % len(spans)], beside_ns, minlength=num_steps)
-    return overlapped_ns
+    overlapped_ns = np.bincount(step[order[issued] % len(spans)], beside_ns, minlength=num_steps)
+    return overlapped_ns.astype(np.float64)
 
 
 def _settle(duration_ns: Floats, cell: CellTimeline, rank: RankCell) -> None:

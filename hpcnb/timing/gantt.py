@@ -117,7 +117,7 @@ def gantt(timeline: Timeline, *, most: int = 3000, ranks: frozenset[int] | None 
         slice_ns = wall_ns / num_slices
         short = segments.end - segments.start < slice_ns
         shares = _shares(segments, np.flatnonzero(short), slice_ns, num_slices)
-        num_drawn = len(shares[0]) + total - np.count_nonzero(short)
+        num_drawn = len(shares[0]) + total - int(np.count_nonzero(short))
         if num_drawn <= most or num_slices == _FEWEST_SLICES:
             break
         num_slices = max(_FEWEST_SLICES, min(num_slices - 1, num_slices * most // num_drawn))
@@ -279,7 +279,8 @@ def _hover(cell: CellTimeline, rank: RankCell, layer: int, record: int, category
         return LABELS[category], cell.label
     span = rank.spans[record]
     if layer == _CELL:
-        return cell.label, "what no span covers"
+        own_ms = max(0, int(span["end_ns"] - span["start_ns"] - span["child_ns"])) / 1e6
+        return cell.label, f"{units.duration(own_ms)} of it in no span"
     name = rank.text(int(span["name"])) or LABELS.get(category, category)
     step = f"step {span['step']}" if span["step"] >= 0 else ""
     if layer == _STEP:

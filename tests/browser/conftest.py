@@ -87,7 +87,8 @@ class Lab:
                     f"--ServerApp.root_dir={self.root}", f"--IdentityProvider.token={self.token}",
                     "--LabApp.extension_manager=readonly", "--ServerApp.terminals_enabled=False",
                 ],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=self.root, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=self.root,
+                start_new_session=True,
             )  # fmt: skip
 
     def request(self, path, method="GET"):
@@ -179,9 +180,12 @@ class NotebookPage:
         if wait:
             self.wait_until_run(index)
 
+    def menu(self, name, entry):
+        self.page.get_by_role("menuitem", name=name, exact=True).click()
+        self.page.locator(".lm-Menu").get_by_text(entry, exact=True).click()
+
     def run_all(self):
-        self.page.get_by_role("menuitem", name="Run", exact=True).click()
-        self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        self.menu("Run", "Run All Cells")
         for index in range(self.page.locator(".jp-Notebook .jp-CodeCell").count()):
             self.wait_until_run(index)
 
@@ -197,8 +201,7 @@ class NotebookPage:
         import nbformat
 
         before = self.path.stat().st_mtime_ns
-        self.page.keyboard.press("Escape")
-        self.page.keyboard.press("Control+s")
+        self.menu("File", "Save Notebook")
         _await(lambda: self.path.stat().st_mtime_ns != before, "the notebook is saved")
         return nbformat.read(self.path, as_version=4)
 

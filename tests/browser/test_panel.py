@@ -73,8 +73,7 @@ def test_panel_follows_a_cluster_that_a_cell_started(notebook):
     # a cleared output is no view: after the last one the watching thread ends
     for index in (1, 3):
         notebook.cell(index).locator(".cm-content").click()
-        notebook.page.get_by_role("menuitem", name="Edit", exact=True).click()
-        notebook.page.get_by_role("menuitem", name="Clear Cell Output", exact=True).click()
+        notebook.menu("Edit", "Clear Cell Output")
     notebook.page.keyboard.press("Escape")
     notebook.run(4)
     expect(notebook.output(4)).to_contain_text("no thread")

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -33,8 +34,12 @@ def test_names_persist_and_the_last_expression_is_the_value(cluster4):
 
 
 def test_every_rank_knows_where_it_is(cluster4):
-    values = run(cluster4, "rank, world_size, local_rank, str(device), mesh.mesh_dim_names, mesh.get_coordinate()").values
-    assert values[2] == "(2, 4, 2, 'cpu', ('dp', 'tp'), [1, 0])" or values[2] == "(2, 4, 2, 'cpu', ('dp', 'tp'), (1, 0))"
+    values = run(
+        cluster4, "rank, world_size, local_rank, str(device), mesh.mesh_dim_names, mesh.get_coordinate()"
+    ).values
+    assert (
+        values[2] == "(2, 4, 2, 'cpu', ('dp', 'tp'), [1, 0])" or values[2] == "(2, 4, 2, 'cpu', ('dp', 'tp'), (1, 0))"
+    )
 
 
 def test_a_semicolon_asks_for_no_value(cluster2):
@@ -120,7 +125,11 @@ def test_progress_is_one_bar_with_the_slowest_rank(cluster2):
     source = "import time\nfor _ in hpc.progress(range(8), 'work'): time.sleep(0.05 * (1 + rank))"
     assert cluster2.execute(source, view=View()).ok
     name, positions, finished = seen[-1]
-    assert (name, finished, {rank: position for rank, (position, _) in positions.items()}) == ("work", True, {0: 8, 1: 8})
+    assert (name, finished, {rank: position for rank, (position, _) in positions.items()}) == (
+        "work",
+        True,
+        {0: 8, 1: 8},
+    )
     assert positions[1][1] > positions[0][1]
 
 
@@ -128,7 +137,9 @@ def test_progress_is_one_bar_with_the_slowest_rank(cluster2):
 
 
 def test_one_traceback_per_distinct_error_without_our_frames(cluster4):
-    result = cluster4.run("a = 1\nfor _ in hpc.progress([1]):\n    if rank:\n        raise ValueError('odd' if rank % 2 else 'even')")
+    result = cluster4.run(
+        "a = 1\nfor _ in hpc.progress([1]):\n    if rank:\n        raise ValueError('odd' if rank % 2 else 'even')"
+    )
     text = result.failure_text()
     assert "ranks 1,3 of 4 raised  ValueError: odd" in text
     assert "rank 2 of 4 raised  ValueError: even" in text
@@ -183,7 +194,8 @@ def test_timeout_interrupts_and_names_are_kept(cluster2):
 
 
 @pytest.mark.parametrize(
-    "loop", ["while True: pass", "import asyncio\nwhile True: await asyncio.sleep(0.01)", "while True: print('x' * 100)"]
+    "loop",
+    ["while True: pass", "import asyncio\nwhile True: await asyncio.sleep(0.01)", "while True: print('x' * 100)"],
 )
 def test_interrupt_stops_all_ranks(cluster2, loop):
     timer = threading.Timer(0.3, cluster2.interrupt)
@@ -234,8 +246,7 @@ def test_a_flood_is_cut_and_the_file_has_all_of_it(cluster2):
     assert lines[0] == "line 0"
     assert lines[-1] == "line 19999"
     assert set(result.floods) == {0, 1}
-    with open(result.floods[1]) as file:
-        assert file.read() == "".join(f"line {i}\n" for i in range(20_000))
+    assert Path(result.floods[1]).read_text() == "".join(f"line {i}\n" for i in range(20_000))
 
 
 def test_background_threads_do_not_print_into_later_cells(cluster2):

@@ -32,7 +32,12 @@ def test_the_launcher_works_in_a_cluster_of_ipyparallel(tmp_path):
     import ipyparallel
 
     cluster = ipyparallel.Cluster(
-        engines="hpcnb", n=2, profile_dir=str(tmp_path), cluster_id="mine", log_level=40, send_engines_connection_env=False
+        engines="hpcnb",
+        n=2,
+        profile_dir=str(tmp_path),
+        cluster_id="mine",
+        log_level=40,
+        send_engines_connection_env=False,
     )
     client = cluster.start_and_connect_sync()
     try:

@@ -70,7 +70,9 @@ def test_a_dead_rank_is_named_and_the_others_go_on():
         result = cluster.run("import os, signal\nprint('last words')\nif rank: os.kill(os.getpid(), signal.SIGKILL)")
         assert "rank 1 of 2 was ended by SIGKILL" in result.failure_text()
         assert "last words" in result.failure_text()
-        with pytest.raises(ClusterStateError, match=r"rank 1 of 2 has ended \(signal 9\); run on the others with  --on ~\(1\)"):
+        with pytest.raises(
+            ClusterStateError, match=r"rank 1 of 2 has ended \(signal 9\); run on the others with  --on ~\(1\)"
+        ):
             cluster.run("1")
         assert cluster.run("rank", on="~1").values == {0: "0"}
         assert [row["state"] for row in cluster.status()] == ["idle", "dead"]
@@ -209,5 +211,7 @@ def test_two_clusters_do_not_disturb_each_other(cluster2):
 
 def test_ranks_draw_different_random_numbers():
     with Cluster(4) as cluster:
-        values = cluster.run("import random, numpy, torch\nrandom.random(), numpy.random.rand(), torch.rand(1).item()").values
+        values = cluster.run(
+            "import random, numpy, torch\nrandom.random(), numpy.random.rand(), torch.rand(1).item()"
+        ).values
     assert len({number for value in values.values() for number in value.strip("()").split(", ")}) == 12

@@ -39,7 +39,11 @@ objects = [None] * 4; dist.all_gather_object(objects, {"rank": rank}); assert ob
 
 def names_of(result):
     spans = result.cell_timeline.ranks[0]
-    return [spans.strings[name] for kind, name in zip(spans.spans["kind"], spans.spans["name"], strict=True) if kind in (1, 2)]
+    return [
+        spans.strings[name]
+        for kind, name in zip(spans.spans["kind"], spans.spans["name"], strict=True)
+        if kind in (1, 2)
+    ]
 
 
 def run(cluster, source, **options):
@@ -50,7 +54,19 @@ def run(cluster, source, **options):
 
 def test_collectives_are_right_and_seen(cluster4):
     names = names_of(run(cluster4, COLLECTIVES))
-    for name in ("all_reduce", "broadcast", "all_gather", "reduce_scatter", "all_to_all", "reduce", "scatter", "gather", "barrier", "send", "recv"):
+    for name in (
+        "all_reduce",
+        "broadcast",
+        "all_gather",
+        "reduce_scatter",
+        "all_to_all",
+        "reduce",
+        "scatter",
+        "gather",
+        "barrier",
+        "send",
+        "recv",
+    ):
         assert name in names, names
 
 
@@ -134,7 +150,9 @@ import torch.distributed._functional_collectives as functional
     run(cluster4, source)
     fsdp = "m = nn.Linear(8, 8)\nfully_shard(m, mesh=mesh['dp'])\nm(torch.randn(4, 8)).sum().backward()"
     assert {"all_gather", "reduce_scatter"} <= set(names_of(run(cluster4, fsdp)))
-    dtensor = "d = distribute_tensor(torch.arange(8.).reshape(4, 2), mesh['tp'], [Shard(0)])\nd.full_tensor().sum().item()"
+    dtensor = (
+        "d = distribute_tensor(torch.arange(8.).reshape(4, 2), mesh['tp'], [Shard(0)])\nd.full_tensor().sum().item()"
+    )
     result = run(cluster4, dtensor)
     assert result.values[0] == "28.0"
     assert "all_gather" in names_of(result)
@@ -172,4 +190,7 @@ def test_nothing_listens_beyond_loopback(cluster4):
 
 
 def test_threads_per_rank(cluster4):
-    assert run(cluster4, "import os, torch\ntorch.get_num_threads(), os.environ['OMP_NUM_THREADS']").values[0] == "(1, '1')"
+    assert (
+        run(cluster4, "import os, torch\ntorch.get_num_threads(), os.environ['OMP_NUM_THREADS']").values[0]
+        == "(1, '1')"
+    )

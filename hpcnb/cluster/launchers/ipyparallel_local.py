@@ -13,7 +13,7 @@ from traitlets import Float, Unicode
 
 from hpcnb.cluster import machine
 from hpcnb.cluster.launchers import local
-from hpcnb.core.launch import AgentSpec, RunFolder
+from hpcnb.core.launch import IDLE_TIMEOUT_S, AgentSpec, RunFolder
 from hpcnb.core.mesh import MeshSpec
 
 __all__ = ["LocalAgentLauncher"]
@@ -23,7 +23,7 @@ class LocalAgentLauncher(LocalProcessLauncher, EngineLauncher):
     """Starts one node agent, which forks n engines."""
 
     mesh = Unicode("", config=True, help="axis names and sizes, dp=2,tp=2; one axis dp by default")
-    idle_timeout_s = Float(8 * 3600.0, config=True, help="the agent ends so long after the last notebook has gone")
+    idle_timeout_s = Float(IDLE_TIMEOUT_S, config=True, help="the agent ends so long after the last notebook has gone")
 
     _spec: AgentSpec
     _folder: RunFolder
@@ -36,7 +36,7 @@ class LocalAgentLauncher(LocalProcessLauncher, EngineLauncher):
         """Its environment, with what the cluster's configuration adds."""
         return {**local.process_environment(self._spec), **super().get_env()}
 
-    def start(self, n: int) -> Any:  # noqa: ANN401 - ipyparallel's
+    def start(self, n: int) -> Any:
         """Start the agent for ``n`` ranks."""
         machine.check_platform()
         mesh = MeshSpec.for_world(n, self.mesh or None)

@@ -59,7 +59,7 @@ class AgentProcess:
         self.process.wait()
 
 
-def new_spec(folder: RunFolder, mesh: MeshSpec, **fields: Any) -> AgentSpec:  # noqa: ANN401 - AgentSpec's fields
+def new_spec(folder: RunFolder, mesh: MeshSpec, **fields: Any) -> AgentSpec:
     """A spec for all ranks of ``mesh`` on this machine, with keys of its own.
 
     Args:

@@ -106,9 +106,7 @@ def test_ranks_that_say_the_same_are_one_item_per_line(ranks, spoken):
 )
 def test_equal_lines_are_one_item_wherever_orders_allow_it(order, holders):
     # every rank says some of the lines, all in one order: then no line needs to be shown twice
-    outputs = {
-        rank: [("stdout", f"{line}\n") for line in order if line in wanted] for rank, wanted in holders.items()
-    }
+    outputs = {rank: [("stdout", f"{line}\n") for line in order if line in wanted] for rank, wanted in holders.items()}
     items = said(outputs)
     assert len({item.text for item in items}) == len(items)
     for item in items:

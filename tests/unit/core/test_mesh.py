@@ -81,7 +81,10 @@ def test_no_mesh_is_data_parallel():
         ("2=dp", ["cannot read '2=dp'", "write axis=size"]),
         ("dp=2,dp=2", ["mesh 'dp=2,dp=2'", "axis 'dp' is named twice"]),
         ("dp=0,tp=2", ["mesh 'dp=0,tp=2'", "axis 'dp' has size 0", "a size is at least 1"]),
-        *((f"{word}=2", [f"'{word}' is a word of the rank selection", "for example dp"]) for word in RESERVED_AXIS_NAMES),
+        *(
+            (f"{word}=2", [f"'{word}' is a word of the rank selection", "for example dp"])
+            for word in RESERVED_AXIS_NAMES
+        ),
     ],
 )
 def test_what_cannot_be_read(text, words):

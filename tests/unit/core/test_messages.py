@@ -18,9 +18,7 @@ ALL_TYPES = sorted(m._TYPES.values(), key=lambda cls: cls.__name__)
 
 numbers = st.integers(-(2**63), 2**64 - 1)
 rank_sets = st.sets(st.integers(0, 40)).map(RankSet)
-scalars = (
-    st.none() | st.booleans() | numbers | st.floats(allow_nan=False) | st.text() | st.binary() | rank_sets
-)
+scalars = st.none() | st.booleans() | numbers | st.floats(allow_nan=False) | st.text() | st.binary() | rank_sets
 anything = st.recursive(
     scalars,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | numbers, inner, max_size=3),

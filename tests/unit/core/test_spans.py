@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from hpcnb.core import spans
 from hpcnb.core.spans import SPAN, SPAN_FIELDS, Category, RankState, RingReader, RingWriter, SpanRecord
 
-LIMITS = {"B": (0, 2**8), "H": (0, 2**16), "I": (0, 2**32), "Q": (0, 2**64), "i": (-(2**31), 2**31), "q": (-(2**63), 2**63)}
+LIMITS = {
+    "B": (0, 2**8),
+    "H": (0, 2**16),
+    "I": (0, 2**32),
+    "Q": (0, 2**64),
+    "i": (-(2**31), 2**31),
+    "q": (-(2**63), 2**63),
+}
 records = st.builds(SpanRecord, *[st.integers(LIMITS[code][0], LIMITS[code][1] - 1) for _, code in SPAN_FIELDS])
 
 

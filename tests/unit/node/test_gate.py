@@ -63,17 +63,17 @@ def size_of(entries):
 
 @given(budgets, outputs_of(plain), st.data())
 def test_the_cut_depends_on_the_text_alone(budget, output, data):
+    chunks = list(chunked(data.draw, output))
     at_once, at_end, file = passed(budget, output)
-    at_once_too, at_end_too, file_too = passed(budget, chunked(data.draw, output))
+    at_once_too, at_end_too, file_too = passed(budget, chunks)
     assert joined(at_once) == joined(at_once_too)
     assert at_end == at_end_too
     assert file == file_too
 
 
 @given(budgets, outputs_of(rewritten), st.data())
-@example((3, 1000), [("stdout", "a\nb\nc\nd\ne\nf\n")], None)
 def test_so_it_does_with_lines_that_rewrite_themselves(budget, output, data):
-    chunks = output if data is None else chunked(data.draw, output)
+    chunks = list(chunked(data.draw, output))
     at_once, at_end, _ = passed(budget, output)
     at_once_too, at_end_too, _ = passed(budget, chunks)
     assert at_end == at_end_too
@@ -188,8 +188,9 @@ def test_a_file_that_cannot_be_written_is_said_aloud(tmp_path):
     assert tail == "line 9\n"
 
 
-def test_a_full_disk_is_said_aloud():
-    flood = FloodGate(3, 900, Path("/dev/full"))
+def test_a_full_disk_is_said_aloud(tmp_path):
+    (tmp_path / "flood.txt").symlink_to("/dev/full")
+    flood = FloodGate(3, 900, tmp_path / "flood.txt")
     for _ in range(50):
         flood.feed("stdout", numbered(1000))
     assert "No space left on device" in flood.finish()[0][1]

@@ -1,0 +1,110 @@
+"""Magics in a real kernel: what a person types wrong gets one clear message, and nothing is lost."""
+
+from __future__ import annotations
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+pytestmark = pytest.mark.notebook
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """Source -> what the cell showed, all run in one kernel in this order."""
+    sources = [
+        "%load_ext hpcnb",
+        "%%hpc_parallel\n1",
+        "%hpc start 3 --mesh dp=2,tp=2",
+        "%hpc start 2 --mesh dp=1,tp=2",
+        "%hpc start 4",
+        "%hpc",
+        "%hpc_parallel --help",
+        "%%hpc_parallel --no-time\nkept = rank\nprint('same')",
+        "%%hpc_parallel --no-time --on 1\nraise RuntimeError('only here')",
+        "%%hpc_parallel --no-time --on 5\n1",
+        "%%hpc_parallel --no-time --on pp=0\n1",
+        "%%hpc_parallel --no-time --out values\nkept",
+        "values",
+        "%%hpc_parallel --no-time --out unsent\nimport threading\nthreading.Lock()",
+        "%%hpc_parallel --no-time --timeout 0.3\nimport time\ntime.sleep(60)",
+        "%%hpc_parallel --no-time\nkept",
+        "%hpc status",
+        "%hpc timing",
+        "%hpc recover",
+        "%hpc logs 7",
+        "%hpc stop",
+        "%hpc stop",
+        "values, 'unsent' in dir()",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    NotebookClient(notebook, timeout=120, kernel_name="python3", allow_errors=True).execute()
+    return [cell.outputs for cell in notebook.cells]
+
+
+def plain(outputs):
+    return "\n".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs).strip()
+
+
+def error(outputs):
+    (found,) = [output for output in outputs if output.output_type == "error"]
+    return "\n".join(found.traceback)
+
+
+def test_before_start(cells):
+    assert error(cells[1]) == "ClusterStateError: no cluster is running; start one with  %hpc start 4"
+    assert error(cells[2]).startswith("MeshError: mesh dp=2 x tp=2 needs 4 ranks, but the cluster has 3; try 4 ranks")
+
+
+def test_start_shows_its_stages_and_only_once(cells):
+    (shown,) = cells[3]
+    text = shown.data["text/plain"]
+    assert text.startswith("2 ranks ready")
+    assert "mesh dp=1,tp=2" in text
+    assert "import torch" in text
+    assert "controller" in text
+    assert "stop it first: %hpc stop" in error(cells[4])
+
+
+def test_help(cells):
+    assert "%hpc start" in plain(cells[5])
+    assert "--timeout" in plain(cells[6])
+
+
+def test_output_is_one_area_with_text_and_html(cells):
+    (shown,) = cells[7]
+    assert shown.data["text/plain"] == "[0,1] same"
+    assert "same" in shown.data["text/html"]
+
+
+def test_errors_say_who_and_where(cells):
+    text = error(cells[8])
+    assert text.startswith(
+        "rank 1 of 2 raised  RuntimeError: only here\n      line 2:  raise RuntimeError('only here')"
+    )
+    assert "hpcnb" not in text
+    assert "no rank 5; the cluster has ranks 0-1" in error(cells[9])
+    assert "no axis 'pp'; this cluster's mesh is dp=1,tp=2" in error(cells[10])
+
+
+def test_out_brings_values_and_nothing_else_is_written(cells):
+    assert plain(cells[12]) == "{0: 0, 1: 1}"
+    assert "ranks 0,1: a _thread.lock cannot be pickled" in error(cells[13])
+    assert plain(cells[22]) == "({0: 0, 1: 1}, False)"
+
+
+def test_timeout_keeps_names(cells):
+    assert "longer than its timeout of 0.3 s" in error(cells[14])
+    assert plain(cells[15]) == "Out[0]: 0\nOut[1]: 1"
+
+
+def test_status_timing_recover_logs(cells):
+    assert "idle" in plain(cells[16])
+    assert "2 ranks" in plain(cells[17])
+    assert plain(cells[18]) == "process groups rebuilt: generation 1"
+    assert "no rank 7; the cluster has ranks 0-1" in error(cells[19])
+
+
+def test_stop(cells):
+    assert plain(cells[20]) == "cluster 'default' stopped"
+    assert "no cluster is running" in error(cells[21])

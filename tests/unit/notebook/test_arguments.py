@@ -1,0 +1,112 @@
+"""Magic lines: what they become, and what is said about lines that cannot be read."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcnb.core.errors import MagicError
+from hpcnb.notebook import arguments
+from hpcnb.notebook.arguments import CellOptions, StartOptions, parse_cell, parse_hpc
+
+
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        ("", CellOptions()),
+        ("--on 0-3", CellOptions(on="0-3")),
+        ("--on dp=0&tp=1", CellOptions(on="dp=0&tp=1")),
+        ("--on=~2 --timeout 1.5", CellOptions(on="~2", timeout_s=1.5)),
+        ("--on '0, 1'", CellOptions(on="0, 1")),
+        ("--out losses --no-time", CellOptions(out="losses", show_time=False)),
+        ("--no-time --time", CellOptions()),
+        ("--help", CellOptions(show_help=True)),
+    ],
+)
+def test_cell_lines(line, options):
+    assert parse_cell(line) == options
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--onn 1", r"no option '--onn' \(did you mean --on\?\); write  %%hpc_parallel \[--on"),
+        ("--on", r"--on needs a value: ranks: 0-3,7"),
+        ("--on --out x", r"--on needs a value"),
+        ("--timeout soon", r"--timeout soon: this is a number of seconds above 0, for example 30"),
+        ("--timeout 0", r"--timeout 0: this is a number of seconds above 0"),
+        ("--timeout -1", r"--timeout -1"),
+        ("--timeout inf", r"--timeout inf"),
+        ("--out 3x", r"'3x' is no Python name; for example --out losses"),
+        ("rank", r"no option 'rank'"),
+        ("--on '0", r"a quotation mark is missing"),
+    ],
+)
+def test_bad_cell_lines(line, words):
+    with pytest.raises(MagicError, match=words):
+        parse_cell(line)
+
+
+def test_start_lines():
+    assert parse_hpc("start").start == StartOptions()
+    assert parse_hpc("start 4 --mesh dp=2,tp=2 --name mine --threads 2 --idle-timeout 0").start == StartOptions(
+        num_ranks=4, mesh="dp=2,tp=2", name="mine", threads_per_rank=2, idle_timeout_s=0.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("strat 4", r"no verb 'strat' \(did you mean start\?\); there are start, stop"),
+        ("start four", r"RANKS four: this is a whole number above 0, for example 4"),
+        ("start 0", r"RANKS 0"),
+        ("start 2 3", r"given twice, 2 and 3"),
+        ("start --meshh dp=2", r"no option '--meshh' \(did you mean --mesh\?\)"),
+        ("start --mesh", r"--mesh needs a value: axis names and sizes"),
+        ("start --idle-timeout never", r"--idle-timeout never: this is a number of seconds, for example 30"),
+        ("stop now", r"%hpc stop does not take 'now'; write  %hpc stop"),
+        ("status --all", r"%hpc status has no option '--all'"),
+        ("timing bubble", r"no plot 'bubble'; there are breakdown, timeline"),
+        ("logs x", r"%hpc logs x: a rank is a number"),
+        ("help strat", r"no verb 'strat'"),
+    ],
+)
+def test_bad_hpc_lines(line, words):
+    with pytest.raises(MagicError, match=words):
+        parse_hpc(line)
+
+
+def test_help_is_complete():
+    assert parse_hpc("").verb == "help"
+    assert parse_hpc("start --help").words == ("start",)
+    text = arguments.help_text()
+    for verb, each in arguments.VERBS.items():
+        assert verb in text
+        assert each.help in text
+        assert each.usage in arguments.help_text(verb)
+    for flag in arguments.cell_flags():
+        assert flag in arguments.cell_help()
+
+
+@given(st.text(max_size=60))
+def test_any_line_is_read_or_refused(line):
+    for parse in (parse_cell, parse_hpc):
+        try:
+            parse(line)
+        except MagicError as error:
+            assert str(error)  # noqa: PT017 - any other exception fails the test
+
+
+@given(
+    st.lists(
+        st.sampled_from(["--on", "0-3", "--timeout", "2", "--out", "x", "--time", "--no-time", "=", "~1"]), max_size=6
+    )
+)
+def test_any_mix_of_known_words_is_read_or_refused(words):
+    try:
+        options = parse_cell(" ".join(words))
+    except MagicError:
+        return
+    assert options.out is None or options.out.isidentifier()
+    assert options.timeout_s is None or options.timeout_s > 0
