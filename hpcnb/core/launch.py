@@ -103,6 +103,10 @@ def runtime_root() -> Path:
     return Path(base) / f"hpcnb-{os.getuid()}"
 
 
+#: The kernel's limit on the path of a unix socket.
+_MAX_SOCKET_PATH = 107
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Names of the files in a cluster's folder."""
@@ -128,6 +132,9 @@ class RunFolder:
             raise PermissionError(msg)
         safe = "".join(letter if letter.isalnum() else "_" for letter in cluster_name)[:24]
         path = root / f"{safe}-{secrets.token_hex(4)}"
+        if len(str(cls(path).agent_socket)) > _MAX_SOCKET_PATH:
+            msg = f"{path} is too long for the sockets in it; set HPCNB_RUNTIME_DIR to a shorter folder, for example /tmp"
+            raise ValueError(msg)
         path.mkdir(mode=0o700)
         folder = cls(path)
         folder.cells.mkdir(mode=0o700)

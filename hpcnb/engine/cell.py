@@ -92,10 +92,7 @@ class CellRunner:
         while self._queue and not self._busy:
             message = self._queue.popleft()
             if isinstance(message, RunCell):
-                transformed = self._transform(message.source)
-                if transformed is not None and self._shell.should_run_async(
-                    message.source, transformed_cell=transformed, preprocessing_exc_tuple=None
-                ):
+                if self._awaits(message.source):
                     self._busy = True
                     asyncio.ensure_future(self._run_awaiting(message)).add_done_callback(self._awaited)
                 else:
@@ -113,11 +110,15 @@ class CellRunner:
         task.result()
         self._next()
 
-    def _transform(self, source: str) -> str | None:
+    def _awaits(self, source: str) -> bool:
+        """Whether the cell awaits at its top level. Asking IPython transforms the source once more, so ask seldom."""
+        if "await" not in source and "async" not in source:
+            return False
         try:
-            return str(self._shell.transform_cell(source))
+            transformed = self._shell.transform_cell(source)
         except Exception:  # noqa: BLE001 - run_cell meets the same error and reports it
-            return None
+            return False
+        return bool(self._shell.should_run_async(source, transformed_cell=transformed))
 
     # --- one cell -------------------------------------------------------------------------------------------
 
@@ -135,7 +136,7 @@ class CellRunner:
     async def _run_awaiting(self, message: RunCell) -> None:
         start_ns = self._enter(message.cell)
         self._begin_source(message)
-        transformed = self._transform(message.source)
+        transformed = self._shell.transform_cell(message.source)
         task: asyncio.Task[ExecutionResult] = asyncio.ensure_future(
             self._shell.run_cell_async(message.source, store_history=False, transformed_cell=transformed)
         )

@@ -211,7 +211,7 @@ class NotebookPage:
 
 
 @pytest.fixture
-def notebook(lab):
+def notebook(lab, request):
     # One browser a test: playwright's loop runs in this thread while it is open, and other tests bring their own.
     from playwright.sync_api import expect, sync_playwright
 
@@ -237,7 +237,9 @@ def notebook(lab):
             context.route("**/*", route)
             page = context.new_page()
             page.on("websocket", lambda socket: None if is_inside(socket.url) else outside.append(socket.url))
-            yield NotebookPage(lab, page)
+            opened = NotebookPage(lab, page)
+            yield opened
+            opened.screenshot(f"end-of-{request.node.name}")  # what a failed test was looking at
         finally:
             browser.close()
             lab.end_kernels()

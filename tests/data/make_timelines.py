@@ -6,8 +6,8 @@ Run from the repository root: ``python -m tests.data.make_timelines``.
 from pathlib import Path
 
 from hpcnb.core.spans import Category, Flag, Kind
-from hpcnb.timing.timeline import CellTimeline, Timeline
-from tests.data.ranks import MS, Rank
+from hpcnb.timing.timeline import Timeline
+from tests.data.ranks import MS, Rank, cell_of
 
 HERE = Path(__file__).parent
 
@@ -52,10 +52,8 @@ def training(num_ranks=4, num_steps=8):
             at = done + 3 + 1
             rank.write(Kind.STEP, start, at, child=at - start - 1, name="train", line=2, **common)
         end = at + 1.0 + (5.0 if number == 2 else 0.0)
-        rank.write(Kind.CELL, begin, end, child=num_steps * (at - start))
-        ranks.append(rank.cell(begin, end))
-    done = max(rank.end_ns for rank in ranks) / MS
-    return CellTimeline(3, "cell 3", 9 * MS, round((done + 0.5) * MS), tuple(ranks))
+        ranks.append(rank.cell(begin, end, child=num_steps * (at - start)))
+    return cell_of(ranks, submitted=9, done=max(rank.end_ns for rank in ranks) / MS + 0.5)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import mmap
 
 from hpcnb.core.spans import Category, Kind, RingReader, RingWriter, ring_bytes
-from hpcnb.timing.timeline import CellTimeline, RankCell, Timeline
+from hpcnb.timing.timeline import CellTimeline, RankCell
 
 MS = 1_000_000
 CELL = 3
@@ -11,9 +11,10 @@ LABEL = "cell 3"
 
 
 class Rank:
-    """Writes records as a rank does, at times given in milliseconds."""
+    """Writes records of one cell as a rank does, at times given in milliseconds."""
 
-    def __init__(self, rank, num_slots=4096):
+    def __init__(self, rank, *, num_slots=512, cell=CELL):
+        self.number_of_cell = cell
         memory = mmap.mmap(-1, ring_bytes(num_slots))
         self.rank = rank
         self.ring = RingWriter(memory, num_slots)
@@ -24,7 +25,7 @@ class Rank:
         wait = wait or (end, end)
         record = {
             "kind": kind, "category": 0, "operation": 0, "flags": 0, "group": self.ring.intern(group),
-            "name": self.ring.intern(name), "cell": CELL, "line": 0, "step": -1, "peer": -1, "sequence": 0,
+            "name": self.ring.intern(name), "cell": self.number_of_cell, "line": 0, "step": -1, "peer": -1, "sequence": 0,
             "source": self.ring.intern(source), "num_bytes": 0,
             "start_ns": round(start * MS), "end_ns": round(end * MS),
             "wait_start_ns": round(wait[0] * MS), "wait_end_ns": round(wait[1] * MS), "child_ns": round(child * MS),
@@ -56,11 +57,8 @@ def cell_of(ranks, *, submitted=0.0, done, cell=CELL, label=LABEL):
     return CellTimeline(cell, label, round(submitted * MS), round(done * MS), tuple(ranks))
 
 
-def plain_cell(parts, *, submitted=0.0, done, **names):
+def plain_cell(parts, *, submitted=0.0, done, cell=CELL):
     """A cell without anything in it, by rank number: {0: (start, end), ...}."""
-    ranks = [Rank(number).cell(start, end, child=0) for number, (start, end) in parts.items()]
-    return cell_of(ranks, submitted=submitted, done=done, **names)
+    ranks = [Rank(number, cell=cell).cell(start, end, child=0) for number, (start, end) in parts.items()]
+    return cell_of(ranks, submitted=submitted, done=done, cell=cell, label=f"cell {cell}")
 
-
-def timeline_of(*cells):
-    return Timeline.of(cells)

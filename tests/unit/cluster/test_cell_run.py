@@ -31,7 +31,8 @@ def feed(run, *messages):
 
 def reply(rank, **changes):
     fields = {
-        "cell": 5, "rank": rank, "ok": True, "start_ns": 10 + rank, "end_ns": 20 + rank, "value": "", "has_value": False,
+        "cell": 5, "rank": rank, "ok": True, "start_ns": 10 + rank, "end_ns": 20 + rank,
+        "value": "", "has_value": False,
         "value_shown": False, "value_pickle": b"", "value_problem": "", "error": None, "notices": [], **changes,
     }  # fmt: skip
     return [fields[name] for name in m.names_of(m.CellReply(**fields))]

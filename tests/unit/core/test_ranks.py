@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 
 import pytest
@@ -51,7 +52,7 @@ def test_bytes_and_pickles_come_back(a):
 def test_runs_are_maximal_and_cover_the_set(a):
     runs = RankSet(a).runs()
     assert {rank for first, last in runs for rank in range(first, last + 1)} == a
-    assert all(last + 1 < first for (_, last), (first, _) in zip(runs, runs[1:], strict=False))
+    assert all(last + 1 < first for (_, last), (first, _) in itertools.pairwise(runs))
 
 
 @given(sets.filter(bool), st.integers(1, 50))
