@@ -12,6 +12,7 @@ import contextlib
 import json
 import queue
 import time
+import uuid
 
 import measure
 from notebook_kernel import Executed, NotebookKernel
@@ -28,6 +29,24 @@ ANSWER = """
 def answer(comm, _):
     comm.on_msg(lambda message: comm.send(message["content"]["data"]))
 get_ipython().kernel.comm_manager.register_target("hpcnb-benchmark", answer)
+"""
+
+#: as busy as a flood, without hpcnb: what this machine and its kernel are capable of
+BUSY = """
+import subprocess, sys, time
+def write():
+    import os, time
+    nothing, until_s = os.open("/dev/null", os.O_WRONLY), time.perf_counter() + 2
+    while time.perf_counter() < until_s:
+        os.write(nothing, b"a line of a rank")
+import inspect
+source = inspect.getsource(write) + "write()"
+busy = [subprocess.Popen([sys.executable, "-c", source]) for _ in range({num_ranks})]
+lines, until_s = [], time.perf_counter() + 2.2
+while time.perf_counter() < until_s:
+    lines.append((len(lines), str(len(lines))))
+print([each.wait() for each in busy])
+del lines
 """
 
 START_OURS = "%load_ext hpcnb\n%hpc start {num_ranks}"
@@ -49,7 +68,7 @@ class Pings:
     def __init__(self, kernel: NotebookKernel, *, subshell: str | None) -> None:
         self._kernel = kernel
         self._subshell = subshell
-        self._comm = f"benchmark-{subshell}"
+        self._comm = uuid.uuid4().hex
         self._number = 0
         self._sent_s: float | None = None
         self._next_s = 0.0
@@ -80,6 +99,9 @@ class Pings:
         """Whether an answer is awaited."""
         return self._sent_s is not None
 
+    def close(self) -> None:
+        self._kernel.tell("comm_close", {"comm_id": self._comm, "data": {}}, subshell=self._subshell)
+
 
 class FrontEnd:
     """All that listens while a cell runs, and how much the kernel sends meanwhile."""
@@ -105,6 +127,8 @@ class FrontEnd:
             with contextlib.suppress(queue.Empty):
                 self.hear(self._kernel.client.get_iopub_msg(timeout=1))
         measure.expect(not any(each.open for each in self._pings), "no answer to a comm message 10 s after the cell")
+        for each in self._pings:
+            each.close()
 
 
 class Floods:
@@ -161,8 +185,10 @@ def main(options) -> None:
         flood = FLOOD.format(rank="rank", **size)
         ours = Floods(kernel, subshell, "%%hpc_parallel\n" + flood)
         peer = Floods(kernel, subshell, "%%px\n" + flood)
-        seconds = measure.interleave({"ours": ours, "peer": peer}, min(runs, 2), settle_s=0.5)
-        seconds["ours"] += [ours() for _ in range(runs - 2)]
+        busy = Floods(kernel, subshell, BUSY.format(**size))
+        few = min(runs, 2)
+        seconds = measure.interleave({"ours": ours, "peer": peer, "busy": busy}, few, settle_s=0.5)
+        seconds["ours"] += [ours() for _ in range(runs - few)]
         last_lines = [f"line {size['num_lines'] - 1} of rank {rank}" for rank in range(size["num_ranks"])]
         missing = [line for line in last_lines if line not in ours.last.text]
         measure.expect(not missing, f"the output lacks the ends {missing}")
@@ -171,7 +197,8 @@ def main(options) -> None:
     what = f"{size['num_ranks']} ranks x {size['num_lines']:,} lines"
     answers = [
         measure.Row("comm message answered, on a subshell", "ms", ours.on_subshell_ms, peer.on_subshell_ms, 200.0, worst=True),
-        measure.Row("  while a cell only sleeps", "ms", quiet),
+        measure.Row("", "ms", (), busy.on_subshell_ms, peer_name="a busy kernel, without hpcnb"),
+        measure.Row("", "ms", (), quiet, peer_name="while a cell sleeps"),
     ]
     rows = [
         measure.Row(what, "s", seconds["ours"], seconds["peer"]),
@@ -181,6 +208,9 @@ def main(options) -> None:
         measure.Row("comm message on the main shell (waits for the cell)", "ms", ours.on_main_shell_ms, peer.on_main_shell_ms),
     ]
     measure.table(rows, peer="%%px")
+    for name, side in (("hpcnb", ours), ("%%px", peer), ("busy kernel", busy)):
+        late = [answer for answer in side.on_subshell_ms if answer > 200]
+        print(f"{name}: {len(late)} of {len(side.on_subshell_ms)} answers on a subshell took longer than 200 ms")
     print(f"took {time.monotonic() - began_s:.0f} s")
 
 

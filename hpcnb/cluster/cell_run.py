@@ -13,7 +13,7 @@ from hpcnb.core import watch
 from hpcnb.core.grouping import Grouper, Item
 from hpcnb.core.ranks import RankSet
 
-__all__ = ["Bar", "CellRun", "CellView"]
+__all__ = ["Bar", "CellRequest", "CellRun", "CellView"]
 
 
 class CellView(Protocol):
@@ -24,6 +24,27 @@ class CellView(Protocol):
 
     def finish(self, run: CellRun, result: CellResult) -> None:
         """The cell is over."""
+
+
+@dataclass(frozen=True)
+class CellRequest:
+    """A cell to run.
+
+    Attributes:
+        source: The cell, as IPython takes it.
+        on: Rank selection.
+        timeout_s: Interrupt the cell when it runs longer.
+        label: What tracebacks call the cell; by default its number in the cluster.
+        first_line: Number of the first line of source in what the person typed.
+        want_pickles: Bring the objects of the last expression too, see ``CellResult.objects``.
+    """
+
+    source: str
+    on: str = "all"
+    timeout_s: float | None = None
+    label: str | None = None
+    first_line: int = 1
+    want_pickles: bool = False
 
 
 @dataclass

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import itertools
 import os
-import queue
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from hpcnb.cluster import machine, waiting
-from hpcnb.cluster.cell_run import CellRun, CellView
+from hpcnb.cluster.cell_run import CellRequest, CellRun, CellView
 from hpcnb.cluster.launchers import local
 from hpcnb.cluster.node import Node
 from hpcnb.cluster.result import CellResult
@@ -41,6 +41,8 @@ LAUNCHERS = ("local",)
 _LINE_BUDGET, _BYTE_BUDGET = 2400, 200_000
 #: Cells whose spans are kept for ``timeline()``.
 _KEPT_CELLS = 200
+#: Messages of our own to all ranks are answered at once by idle ranks.
+_SERVICE_TIMEOUT_S = 60.0
 
 
 class Cluster:
@@ -99,7 +101,7 @@ class Cluster:
         self._record = record
         self._state = lifecycle.Lifecycle(num_ranks)
         self._node: Node | None = None
-        self._inbox: waiting.Inbox = queue.SimpleQueue()
+        self._inbox = waiting.Inbox()
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
         self._run_lock = threading.Lock()
@@ -179,7 +181,7 @@ class Cluster:
         self._exited.clear()
         self._busy = RankSet()
         self._generation = 0
-        self._inbox = queue.SimpleQueue()
+        self._inbox = waiting.Inbox()
         self.start_stages = []
 
     def stop(self) -> None:
@@ -240,39 +242,29 @@ class Cluster:
             SelectionError: ``on`` names no ranks of this cluster.
             KeyboardInterrupt: Ctrl-C was pressed; the ranks have been interrupted and ``last_result`` tells.
         """
-        result = self.execute(source, on=on, timeout_s=timeout_s)
-        if result.interrupted and self._signalled:
-            raise KeyboardInterrupt
-        return result
+        return self._wait(self._cell(CellRequest(source, on=on, timeout_s=timeout_s)))
 
-    def execute(
-        self,
-        source: str,
-        *,
-        on: str = "all",
-        timeout_s: float | None = None,
-        view: CellView | None = None,
-        label: str | None = None,
-        first_line: int = 1,
-        want_pickles: bool = False,
-    ) -> CellResult:
-        """Like :meth:`run`, for views: shows the cell while it runs, and returns also after Ctrl-C.
+    def execute(self, request: CellRequest, view: CellView | None = None) -> CellResult:
+        """Like :meth:`run`, for views: shows the cell while it runs, and returns also after Ctrl-C."""
+        with self._cell(request, view) as pending:
+            pending.wait()
+        return pending.result
 
-        Args:
-            source: The cell.
-            on: Rank selection.
-            timeout_s: Interrupt the cell when it runs longer.
-            view: Told whenever there is something new.
-            label: What tracebacks call the cell.
-            first_line: Number of the first line of source in what the person typed.
-            want_pickles: Bring the objects of the last expression too, see ``CellResult.objects``.
-        """
+    async def execute_async(self, request: CellRequest, view: CellView | None = None) -> CellResult:
+        """Like :meth:`execute`, while the caller's event loop runs on."""
+        with self._cell(request, view) as pending:
+            await pending.wait_async()
+        return pending.result
 
+    def _cell(
+        self, request: CellRequest, view: CellView | None = None
+    ) -> contextlib.AbstractContextManager[waiting.CellWait]:
         def message(cell: int, ranks: RankSet) -> m.Message:
             lines, size = max(40, _LINE_BUDGET // len(ranks)), max(4000, _BYTE_BUDGET // len(ranks))
-            return m.RunCell(cell, ranks, source, label or f"cell {cell}", first_line, want_pickles, lines, size)
+            label = request.label or f"cell {cell}"
+            return m.RunCell(cell, ranks, request.source, label, request.first_line, request.want_pickles, lines, size)
 
-        return self._submit(message, on=on, timeout_s=timeout_s, view=view, label=label)
+        return self._submitted(message, on=request.on, timeout_s=request.timeout_s, view=view, label=request.label)
 
     def call(self, function: Callable[..., Any], *args: Any, on: str = "all", **kwargs: Any) -> dict[int, Any]:
         """Call a function on ranks: ``{rank: value}``.
@@ -294,25 +286,35 @@ class Cluster:
         except Exception as error:
             msg = f"cannot send {getattr(function, '__name__', function)!r} and its arguments to the ranks: {error}"
             raise TransferError(msg) from error
-        result = self._submit(
-            lambda cell, ranks: m.CallFunction(cell, ranks, payload, 1000, 100_000),
-            on=on, timeout_s=None, view=None, label=f"call of {getattr(function, '__name__', 'a function')}",
-        )  # fmt: skip
-        if result.interrupted and self._signalled:
-            raise KeyboardInterrupt
+        name = getattr(function, "__name__", "a function")
+        result = self._wait(
+            self._submitted(
+                lambda cell, ranks: m.CallFunction(cell, ranks, payload, 1000, 100_000), on=on, label=f"call of {name}"
+            )
+        )
         result.raise_for_errors()
         values = result.objects()
         return {rank: values[rank] for rank in result.ranks}
 
-    def _submit(
+    @staticmethod
+    def _wait(submitted: contextlib.AbstractContextManager[waiting.CellWait]) -> CellResult:
+        with submitted as pending:
+            pending.wait()
+        if pending.run.signalled:
+            raise KeyboardInterrupt
+        return pending.result
+
+    @contextlib.contextmanager
+    def _submitted(
         self,
         make: Callable[[int, RankSet], m.Message],
         *,
-        on: str,
-        timeout_s: float | None,
-        view: CellView | None,
-        label: str | None,
-    ) -> CellResult:
+        on: str = "all",
+        timeout_s: float | None = None,
+        view: CellView | None = None,
+        label: str | None = None,
+    ) -> Iterator[waiting.CellWait]:
+        """Submit what ``make(cell, ranks)`` returns; the caller waits; then settle the result."""
         node = self._running_node()
         if timeout_s is not None and timeout_s <= 0:
             msg = f"timeout {timeout_s:g} s: a timeout is more than 0 seconds"
@@ -325,13 +327,12 @@ class Cluster:
             self._check_ranks(ranks)
             cell = next(self._numbers)
             run = CellRun(cell, label or f"cell {cell}", ranks, self.world_size)
-            self._inbox = queue.SimpleQueue()
+            self._inbox = waiting.Inbox()
             message = make(cell, ranks)
             with waiting.sigint_as_event(run, self._inbox):
                 run.submitted_ns = time.perf_counter_ns()
                 node.link.send(message)
-                waiting.await_cell(run, node, self._inbox, timeout_s=timeout_s, view=view)
-            self._signalled = run.signalled
+                yield waiting.CellWait(run, node, self._inbox, timeout_s=timeout_s, view=view)
             result = run.finish(flood_file=lambda rank: str(node.folder.flood(cell, rank)))
             if run.watch.timed_out:
                 result.timeout_s = timeout_s
@@ -344,9 +345,6 @@ class Cluster:
         self._history.append(result)
         if view is not None:
             view.finish(run, result)
-        return result
-
-    _signalled = False
 
     def _check_ranks(self, ranks: RankSet) -> None:
         dead = RankSet(self._exited) & ranks
@@ -383,21 +381,20 @@ class Cluster:
             CellFailed: Building failed on a rank.
         """
         generation = self._generation + 1
-        result = self._submit(
-            lambda cell, ranks: m.Rebuild(cell, ranks, generation), on="all", timeout_s=60.0, view=None, label="recover"
-        )
-        result.raise_for_errors()
+        self._wait(
+            self._submitted(
+                lambda cell, ranks: m.Rebuild(cell, ranks, generation), timeout_s=_SERVICE_TIMEOUT_S, label="recover"
+            )
+        ).raise_for_errors()
         self._generation = generation
         return generation
 
     def recording(self, *, enabled: bool) -> None:
         """Switch the recorder of all ranks on or off; off, cells have a breakdown without communication."""
-        self._submit(
-            lambda cell, ranks: m.Recording(cell, ranks, enabled),
-            on="all",
-            timeout_s=60.0,
-            view=None,
-            label="recording",
+        self._wait(
+            self._submitted(
+                lambda cell, ranks: m.Recording(cell, ranks, enabled), timeout_s=_SERVICE_TIMEOUT_S, label="recording"
+            )
         ).raise_for_errors()
         self._history.pop()
 

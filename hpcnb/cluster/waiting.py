@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import queue
 import signal
@@ -19,14 +20,49 @@ if TYPE_CHECKING:
     from hpcnb.cluster.cell_run import CellRun, CellView
     from hpcnb.cluster.node import Node
 
-__all__ = ["Inbox", "await_cell", "await_ready", "sigint_as_event"]
-
-Inbox = queue.SimpleQueue[m.Message | watch.Event]
+__all__ = ["CellWait", "Inbox", "await_ready", "sigint_as_event"]
 
 #: Waits look around so often when nothing arrives.
 _TICK_S = 0.05
 #: Interrupted ranks get so long to answer before the prompt comes back.
 _GRACE_S = 2.0
+
+
+class Inbox:
+    """What arrives for whoever waits: put from any thread, taken by one thread or one event loop."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[m.Message | watch.Event] = queue.SimpleQueue()
+        self._arrived: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+
+    def put(self, message: m.Message | watch.Event) -> None:
+        """Something arrived."""
+        self._queue.put(message)
+        if (arrived := self._arrived) is not None:
+            loop, event = arrived
+            loop.call_soon_threadsafe(event.set)
+
+    def take(self, timeout_s: float) -> m.Message | watch.Event | None:
+        """The next message; None if none arrives in time."""
+        try:
+            return self._queue.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    async def take_async(self, timeout_s: float) -> m.Message | watch.Event | None:
+        """The same, while the event loop runs on."""
+        if self._arrived is None:
+            self._arrived = asyncio.get_running_loop(), asyncio.Event()
+        _, event = self._arrived
+        event.clear()  # before looking: what is put after the look sets it again
+        try:
+            message = self._queue.get_nowait()
+        except queue.Empty:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(event.wait(), timeout_s)
+            return None if self._queue.empty() else self._queue.get_nowait()
+        await asyncio.sleep(0)  # in a flood, too, the loop has its turn
+        return message
 
 
 def await_ready(
@@ -47,10 +83,9 @@ def await_ready(
     """
     deadline_s = time.monotonic() + timeout_s
     while state.phase == "starting":
-        try:
-            events = _lifecycle_events(inbox.get(timeout=_TICK_S))
-        except queue.Empty:
-            events = []
+        message = inbox.take(_TICK_S)
+        events = [] if message is None else _lifecycle_events(message)
+        if message is None:
             if (status := node.agent.ended()) is not None:
                 events = [lifecycle.AgentEnded(f"the node agent ended with status {status}", node.agent.log_lines())]
             elif time.monotonic() > deadline_s:
@@ -95,35 +130,61 @@ def _lifecycle_events(message: m.Message | watch.Event) -> list[lifecycle.Event]
     return [event]
 
 
-def await_cell(run: CellRun, node: Node, inbox: Inbox, *, timeout_s: float | None, view: CellView | None) -> None:
-    """Wait until the watch ends the cell, and do what it wants done.
+class CellWait:
+    """The wait for one cell: takes messages, does what the watch wants done, tells the view.
 
-    Raises:
-        LinkError: The agent is gone.
+    Args:
+        run: The submitted cell.
+        node: Where it runs.
+        inbox: What arrives.
+        timeout_s: The cell is interrupted after so long.
+        view: Told after every message and every tick.
     """
-    deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-    grace_until_s: float | None = None
-    while not run.watch.ended:
+
+    def __init__(
+        self, run: CellRun, node: Node, inbox: Inbox, *, timeout_s: float | None, view: CellView | None
+    ) -> None:
+        self.run = run
+        self.result = run.result
+        self._node = node
+        self._inbox = inbox
+        self._view = view
+        self._deadline_s = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+        self._grace_until_s = float("inf")
+
+    def wait(self) -> None:
+        """Block until the watch ends the cell.
+
+        Raises:
+            LinkError: The agent is gone.
+        """
+        while not self.run.watch.ended:
+            self._step(self._inbox.take(_TICK_S))
+
+    async def wait_async(self) -> None:
+        """The same without blocking the event loop: a notebook kernel goes on answering its widgets."""
+        while not self.run.watch.ended:
+            self._step(await self._inbox.take_async(_TICK_S))
+
+    def _step(self, message: m.Message | watch.Event | None) -> None:
         actions: list[watch.Action] = []
-        try:
-            message = inbox.get(timeout=_TICK_S)
-        except queue.Empty:
-            node.check()
+        if message is None:
+            self._node.check()
         else:
-            actions = run.feed(message) if isinstance(message, m.Message) else run.tell(message)
+            actions = self.run.feed(message) if isinstance(message, m.Message) else self.run.tell(message)
         now_s = time.monotonic()
-        if deadline_s is not None and now_s > deadline_s:
-            deadline_s = None
-            actions += run.tell(watch.TimedOut())
-        if grace_until_s is not None and now_s > grace_until_s:
-            actions += run.tell(watch.GraceOver())
+        if now_s > self._deadline_s:
+            self._deadline_s = float("inf")
+            actions += self.run.tell(watch.TimedOut())
+        if now_s > self._grace_until_s:
+            actions += self.run.tell(watch.GraceOver())
         for action in actions:
             if isinstance(action, watch.InterruptRanks):
-                node.link.send(m.Interrupt(action.ranks))
+                self._node.link.send(m.Interrupt(action.ranks))
             elif isinstance(action, watch.StartGrace):
-                grace_until_s = now_s + _GRACE_S
-        if view is not None:
-            view.update(run)
+                self._grace_until_s = now_s + _GRACE_S
+        if self._view is not None:
+            self._view.update(self.run)
 
 
 @contextlib.contextmanager

@@ -119,6 +119,7 @@ class RunFolder:
 
         Raises:
             PermissionError: The parent folder belongs to someone else or is open to others.
+            ValueError: The path is too long for a unix socket.
         """
         root = runtime_root()
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -132,8 +133,10 @@ class RunFolder:
             raise PermissionError(msg)
         safe = "".join(letter if letter.isalnum() else "_" for letter in cluster_name)[:24]
         path = root / f"{safe}-{secrets.token_hex(4)}"
-        if len(str(cls(path).agent_socket)) > _MAX_SOCKET_PATH:
-            msg = f"{path} is too long for the sockets in it; set HPCNB_RUNTIME_DIR to a shorter folder, for example /tmp"
+        if len(os.fsencode(cls(path).agent_socket)) > _MAX_SOCKET_PATH:
+            msg = (
+                f"{path} is too long for the sockets in it; set HPCNB_RUNTIME_DIR to a shorter folder, for example /tmp"
+            )
             raise ValueError(msg)
         path.mkdir(mode=0o700)
         folder = cls(path)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
+from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, magics_class
 
 from hpcnb.core.errors import ClusterStateError
-from hpcnb.notebook import arguments, completion, show
+from hpcnb.notebook import arguments, awaiting, completion, show
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from hpcnb.cluster.cell_run import CellRequest
     from hpcnb.cluster.cluster import Cluster
+    from hpcnb.cluster.result import CellResult
 
 __all__ = ["HpcMagics", "register", "unregister"]
 
@@ -31,15 +34,30 @@ class HpcMagics(Magics):
             print(arguments.cell_help())
             return
         view = show.cell_view(self.shell, show_time=options.show_time)
-        result = _cluster().execute(
+        self._settle(options, _cluster().execute(self._request(options, cell), view))
+
+    @cell_magic
+    def hpc_parallel_awaited(self, line: str, cell: str) -> Coroutine[None, None, None]:
+        """What ``%%hpc_parallel`` becomes in a notebook kernel, see awaiting.py."""
+        return self._await_cell(arguments.parse_cell(line), cell)
+
+    async def _await_cell(self, options: arguments.CellOptions, cell: str) -> None:
+        view = show.cell_view(self.shell, show_time=options.show_time)
+        self._settle(options, await _cluster().execute_async(self._request(options, cell), view))
+
+    def _request(self, options: arguments.CellOptions, cell: str) -> CellRequest:
+        from hpcnb.cluster.cell_run import CellRequest
+
+        return CellRequest(
             cell,
             on=options.on,
             timeout_s=options.timeout_s,
-            view=view,
             label=f"cell In[{self.shell.execution_count}]",
             first_line=2,  # the magic is line 1, as the editor numbers it
             want_pickles=options.out is not None,
         )
+
+    def _settle(self, options: arguments.CellOptions, result: CellResult) -> None:
         result.raise_for_errors()
         if options.out is not None:
             self.shell.user_ns[options.out] = result.objects()
@@ -109,10 +127,17 @@ def register(shell: InteractiveShell) -> None:
     """Add the magics to the shell."""
     shell.register_magics(HpcMagics)
     completion.register(shell)
+    awaiting.register(shell)
 
 
 def unregister(shell: InteractiveShell) -> None:
     """Take the magics out of the shell."""
-    for kind, name in (("line", "hpc"), ("line", "hpc_parallel"), ("cell", "hpc_parallel")):
+    for kind, name in (
+        ("line", "hpc"),
+        ("line", "hpc_parallel"),
+        ("cell", "hpc_parallel"),
+        ("cell", "hpc_parallel_awaited"),
+    ):
         shell.magics_manager.magics[kind].pop(name, None)
     completion.unregister(shell)
+    awaiting.unregister(shell)

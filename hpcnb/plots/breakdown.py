@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plot"]
 
-_MOST_ROWS = 48
+_MOST_ROWS = 24
 
 _Durations = Mapping[int, Mapping[str, float]]
 

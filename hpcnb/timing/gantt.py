@@ -152,7 +152,7 @@ def _segments(timeline: Timeline, ranks: frozenset[int] | None) -> _Segments:
             places.append((cell, rank))
         offset_ns += cell.wall_ns
     joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return _Segments(places, *(joined or [np.zeros(0, np.int64)] * 6))
+    return _Segments(places, *(joined or [np.zeros(0, np.int64)] * 7))
 
 
 def _edges(cell: CellTimeline, rank: RankCell) -> tuple[Ints, ...]:

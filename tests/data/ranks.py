@@ -25,8 +25,8 @@ class Rank:
         wait = wait or (end, end)
         record = {
             "kind": kind, "category": 0, "operation": 0, "flags": 0, "group": self.ring.intern(group),
-            "name": self.ring.intern(name), "cell": self.number_of_cell, "line": 0, "step": -1, "peer": -1, "sequence": 0,
-            "source": self.ring.intern(source), "num_bytes": 0,
+            "name": self.ring.intern(name), "cell": self.number_of_cell, "line": 0,
+            "step": -1, "peer": -1, "sequence": 0, "source": self.ring.intern(source), "num_bytes": 0,
             "start_ns": round(start * MS), "end_ns": round(end * MS),
             "wait_start_ns": round(wait[0] * MS), "wait_end_ns": round(wait[1] * MS), "child_ns": round(child * MS),
         }  # fmt: skip
@@ -61,4 +61,3 @@ def plain_cell(parts, *, submitted=0.0, done, cell=CELL):
     """A cell without anything in it, by rank number: {0: (start, end), ...}."""
     ranks = [Rank(number, cell=cell).cell(start, end, child=0) for number, (start, end) in parts.items()]
     return cell_of(ranks, submitted=submitted, done=done, cell=cell, label=f"cell {cell}")
-

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hpcnb.cluster.cell_run import CellRequest
 from hpcnb.core.errors import CellFailed, ClusterStateError, SelectionError, TransferError
 
 pytestmark = pytest.mark.engines
@@ -123,7 +124,7 @@ def test_progress_is_one_bar_with_the_slowest_rank(cluster2):
             self.update(cell_run)
 
     source = "import time\nfor _ in hpc.progress(range(8), 'work'): time.sleep(0.05 * (1 + rank))"
-    assert cluster2.execute(source, view=View()).ok
+    assert cluster2.execute(CellRequest(source), View()).ok
     name, positions, finished = seen[-1]
     assert (name, finished, {rank: position for rank, (position, _) in positions.items()}) == (
         "work",
@@ -151,14 +152,14 @@ def test_one_traceback_per_distinct_error_without_our_frames(cluster4):
 
 
 def test_syntax_error_is_told_once_with_its_line(cluster4):
-    text = cluster4.execute("x = 1\ndef f(:\n    pass", first_line=2).failure_text()
+    text = cluster4.execute(CellRequest("x = 1\ndef f(:\n    pass", first_line=2)).failure_text()
     assert text.count("SyntaxError") == 2  # the head and the traceback's last line
     assert "ranks 0-3 of 4 raised  SyntaxError" in text
     assert "line 3:  def f(:" in text
 
 
 def test_lines_are_numbered_as_the_person_sees_them(cluster2):
-    result = cluster2.execute("x = 1\n1 / 0", first_line=2)
+    result = cluster2.execute(CellRequest("x = 1\n1 / 0", first_line=2))
     assert {error.line for error in result.errors.values()} == {3}
     assert {error.code for error in result.errors.values()} == {"1 / 0"}
 
@@ -179,7 +180,7 @@ def test_a_name_of_ours_that_is_given_another_value_is_kept_and_told_once(cluste
 
 
 def test_values_that_cannot_be_pickled_are_named(cluster2):
-    result = cluster2.execute("import threading\nthreading.Lock()", want_pickles=True)
+    result = cluster2.execute(CellRequest("import threading\nthreading.Lock()", want_pickles=True))
     with pytest.raises(TransferError, match=r"ranks 0,1: a _thread\.lock cannot be pickled"):
         result.objects()
     with pytest.raises(TransferError, match="cannot send"):
@@ -266,7 +267,7 @@ def test_a_second_cell_at_the_same_time_is_refused(cluster2):
         def finish(self, *_):
             pass
 
-    thread = threading.Thread(target=lambda: cluster2.execute("import time\ntime.sleep(1)", view=View()))
+    thread = threading.Thread(target=lambda: cluster2.execute(CellRequest("import time\ntime.sleep(1)"), View()))
     thread.start()
     started.wait(10)
     with pytest.raises(ClusterStateError, match="another cell is running"):
@@ -285,5 +286,5 @@ def test_output_is_seen_while_the_cell_runs(cluster2):
         def finish(self, *_):
             pass
 
-    assert cluster2.execute("import time\nprint(time.perf_counter_ns())\ntime.sleep(0.5)", on="0", view=View()).ok
+    assert cluster2.execute(CellRequest("import time\nprint(time.perf_counter_ns())\ntime.sleep(0.5)", on="0"), View()).ok
     assert latencies[0] < 400e6  # before the cell has ended; benchmarks measure how much before

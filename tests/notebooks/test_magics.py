@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import nbformat
 import pytest
+from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 
 pytestmark = pytest.mark.notebook
@@ -108,3 +109,45 @@ def test_status_timing_recover_logs(cells):
 def test_stop(cells):
     assert plain(cells[20]) == "cluster 'default' stopped"
     assert "no cluster is running" in error(cells[21])
+
+
+def test_the_kernel_answers_comms_while_a_cell_runs():
+    """A widget's message on the main shell channel is answered before the cell ends, and Ctrl-C still works."""
+    manager, client = start_new_kernel(kernel_name="python3")
+    try:
+        for source in ("%load_ext hpcnb", "%hpc start 1", TARGET):
+            client.execute_interactive(source, timeout=60, output_hook=lambda _: None)
+        client.execute("%%hpc_parallel --no-time\nimport time\ntime.sleep(60)", stop_on_error=False)
+        wait_for(client, lambda message: message["msg_type"] == "execute_input")
+        opened = client.session.msg("comm_open", {"comm_id": "c1", "target_name": "echo", "data": {}})
+        client.shell_channel.send(opened)
+        wait_for(client, lambda message: message["msg_type"] == "comm_msg" and message["content"]["data"] == "heard")
+        manager.interrupt_kernel()
+        failed = wait_for(client, lambda message: message["msg_type"] == "error")
+        assert "KeyboardInterrupt" in "\n".join(failed["content"]["traceback"])
+        again = client.execute_interactive("%%hpc_parallel\nrank", timeout=30, output_hook=lambda _: None)
+        assert again["content"]["status"] == "ok"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel()
+
+
+TARGET = """
+def heard(comm, message):
+    comm.send("heard")
+get_ipython().kernel.comm_manager.register_target("echo", heard)
+"""
+
+
+def wait_for(client, is_it):
+    while True:
+        message = client.get_iopub_msg(timeout=20)
+        if is_it(message):
+            return message
+
+
+def test_inside_other_magics_the_cell_blocks_and_works():
+    sources = ["%load_ext hpcnb", "%hpc start 1", "%%capture caught\n%%hpc_parallel\nrank + 41", "str(caught.outputs[0])[:6]"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    assert plain(notebook.cells[3].outputs)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -19,9 +21,10 @@ def spec():
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("HPCNB_RUNTIME_DIR", str(tmp_path))
-    return tmp_path / f"hpcnb-{os.getuid()}"
+def root(monkeypatch):
+    with tempfile.TemporaryDirectory(dir="/tmp") as base:  # short: there are sockets in it
+        monkeypatch.setenv("HPCNB_RUNTIME_DIR", base)
+        yield Path(base) / f"hpcnb-{os.getuid()}"
 
 
 def mode(path):
@@ -71,6 +74,15 @@ def test_a_root_that_is_a_link_is_refused(root, tmp_path):
     root.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(PermissionError):
         RunFolder.create("x")
+
+
+@pytest.mark.parametrize(("long", "name"), [("x" * 90, "default"), ("x" * 30, "é" * 24)])
+def test_a_root_that_is_too_long_for_sockets_is_refused(root, monkeypatch, long, name):
+    monkeypatch.setenv("HPCNB_RUNTIME_DIR", str(root.parent / long))
+    with pytest.raises(
+        ValueError, match="is too long for the sockets in it; set HPCNB_RUNTIME_DIR to a shorter folder"
+    ):
+        RunFolder.create(name)
 
 
 def test_names_of_files(root):
