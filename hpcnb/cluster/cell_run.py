@@ -71,6 +71,8 @@ class CellRun:
         self.result = CellResult(cell, label, ranks, world_size)
         self.watch = watch.Watch(ranks)
         self.bars: dict[tuple[int, str, int], Bar] = {}
+        #: Output that floods and is held back: (ranks, number of lines so far, newest line).
+        self.held: list[tuple[RankSet, int, str]] = []
         self.submitted_ns = 0
         self.changed = False
         self.signalled = False
@@ -91,6 +93,9 @@ class CellRun:
                     self._say(ranks, kind, text)
         elif isinstance(message, m.Display) and message.cell == self.result.cell:
             self._show(message)
+        elif isinstance(message, m.Held) and message.cell == self.result.cell:
+            self.held = [(ranks, num_lines, newest) for ranks, num_lines, newest in message.entries]
+            self.changed = True
         elif isinstance(message, m.Progress) and message.cell == self.result.cell:
             bar = self.bars.setdefault(
                 (message.bar, message.description, message.total), Bar(message.description, message.total)

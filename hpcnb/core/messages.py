@@ -266,6 +266,14 @@ class Output(Message):
 
 
 @_message
+class Held(Message):
+    """Output that is held back since it floods: entries (ranks, number of lines so far, newest line)."""
+
+    cell: int
+    entries: list[Any]
+
+
+@_message
 class Display(Message):
     """Rich output of some ranks: a MIME bundle as in Jupyter's display_data."""
 

@@ -62,6 +62,12 @@ def select(text: str, context: SelectionContext) -> RankSet:
         SelectionError: Cannot be read, names a rank, axis, coordinate or host that is not there, or is empty.
     """
     ranks = _Parser(text, context).parse()
+    if not ranks and text.strip() == "failed":
+        msg = "--on failed: no rank failed in the last cell"
+        raise SelectionError(msg)
+    if not ranks and text.strip() == "slowest":
+        msg = "--on slowest: nobody was waited for in the last cell"
+        raise SelectionError(msg)
     if not ranks:
         msg = f"--on {text}: names no rank; the cluster has ranks 0-{context.world_size - 1}"
         raise SelectionError(msg)

@@ -44,7 +44,7 @@ class Kind(IntEnum):
     POINT_TO_POINT = 2
     USER = 3  #: ``hpc.span(name)``
     DATA = 4  #: waiting for the next element in ``hpc.progress``
-    STEP = 5  #: one turn of the outermost ``hpc.progress``
+    STEP = 5  #: one turn of the innermost ``hpc.progress``
 
 
 class Category(IntEnum):
@@ -85,7 +85,7 @@ SPAN_FIELDS = (
     ("name", "H"),  # string: all_reduce, or the user's name of the span
     ("cell", "I"),
     ("line", "I"),  # the user's line, 0 if unknown
-    ("step", "i"),  # turn of the outermost hpc.progress, -1 outside
+    ("step", "i"),  # turn of the innermost hpc.progress, -1 outside
     ("peer", "i"),  # global rank of the other side (point-to-point) or root; -1 where there is none
     ("sequence", "I"),  # number of this operation in its group, per kind, and per peer and direction
     ("source", "I"),  # string: the cell or file of ``line``

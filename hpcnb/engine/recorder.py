@@ -32,7 +32,7 @@ _CATEGORY_BY_NAME = {
 }
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class OpenSpan:
     """A span of the main thread that has begun and not ended."""
 

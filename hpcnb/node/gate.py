@@ -81,6 +81,12 @@ class FloodGate:
         """Whether output is held back, or was cut."""
         return self._tail_size > 0
 
+    @property
+    def held(self) -> tuple[int, str]:
+        """While output is held back: how many lines so far, and the newest one."""
+        newest = self._tail[-1][1] if self._tail else ""
+        return self._cut_lines, newest[:200]
+
     def feed(self, kind: str, text: str) -> list[Entry]:
         """What of this chunk is shown at once."""
         if self.overflowed:

@@ -187,9 +187,17 @@ class RankProcess:
             self.last_lines.extend(text.splitlines()[-20:])
         return shown
 
+    def held(self) -> tuple[int, str] | None:
+        """Output that is held back: number of lines and the newest; None if all is shown."""
+        return self._gate.held if self._gate is not None and self._gate.overflowed else None
+
     def end_cell(self) -> list[Entry]:
         """The rank has answered: the rest of its output."""
-        entries = self.show(self.read_pipes())
+        entries = self.read_pipes()
+        for name, decoder in self._pipes.values():  # half a character that will not be completed
+            if half := decoder.decode(b"", final=True):
+                entries.append((name, half))
+        entries = self.show(entries)
         if self._gate is not None:
             entries += self._gate.finish()
         self._gate = None

@@ -68,6 +68,15 @@ class CellRelay:
             self._drain_due_s = now_s + _DRAIN_S
             for rank in self._members:
                 self._ranks[rank].drain_spans()
+            self._tell_held()
+
+    def _tell_held(self) -> None:
+        groups: dict[tuple[int, str], list[int]] = {}
+        for rank in self._members:
+            if (held := self._ranks[rank].held()) is not None:
+                groups.setdefault(held, []).append(rank)
+        if groups:
+            self._say(m.Held(self._cell, [(RankSet(ranks), *held) for held, ranks in groups.items()]))
 
     def begin(self, message: CellMessage) -> list[RankProcess]:
         """A cell begins: send it to its ranks; returns ranks whose sockets did not take all of it."""

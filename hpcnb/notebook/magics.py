@@ -52,7 +52,7 @@ class HpcMagics(Magics):
             cell,
             on=options.on,
             timeout_s=options.timeout_s,
-            label=f"cell In[{self.shell.execution_count}]",
+            label=f"cell In[{self.shell.displayhook.prompt_count}]",  # execution_count is one ahead in IPython >= 9.18
             first_line=2,  # the magic is line 1, as the editor numbers it
             want_pickles=options.out is not None,
         )
@@ -69,9 +69,9 @@ class HpcMagics(Magics):
         return getattr(self, "_" + options.verb.replace("-", "_"))(options)
 
     def _start(self, options: arguments.VerbOptions) -> None:
-        from hpcnb.cluster.cluster import Cluster, current
+        from hpcnb.cluster.cluster import Cluster, current, starting
 
-        if (running := current()) is not None:
+        if (running := current() or starting()) is not None:  # a panel may be starting one
             running.start()  # says that it is running already, and what to type
         asked = options.start or arguments.StartOptions()
         cluster = Cluster(

@@ -14,7 +14,7 @@ from hpcnb.cluster.result import RichOutput
 from hpcnb.core.grouping import Item
 from hpcnb.core.ranks import RankSet
 
-__all__ = ["bar_text", "embeddable", "items_html", "items_text", "label", "strip_ansi"]
+__all__ = ["bar_text", "embeddable", "held_text", "items_html", "items_text", "label", "strip_ansi"]
 
 #: Okabe and Ito's palette: told apart by colour-blind readers (https://jfly.uni-koeln.de/color/).
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -161,6 +161,12 @@ def _style(codes: str) -> str:
         elif code in _ANSI_COLOURS:
             styles.append(f"color:{_ANSI_COLOURS[code]}")
     return ";".join(styles)
+
+
+def held_text(held: Sequence[tuple[RankSet, int, str]]) -> list[str]:
+    """Lines about output that floods and is held back until the cell ends; at most eight."""
+    lines = [f"{label(ranks)} ... {count:,} more lines, newest: {strip_ansi(text)}" for ranks, count, text in held[:8]]
+    return lines + ([f"... and {len(held) - 8} more groups of ranks"] if len(held) > 8 else [])
 
 
 def bar_text(bar: Bar) -> str:

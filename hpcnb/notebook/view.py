@@ -70,7 +70,7 @@ class NotebookView:
         self._next_status_s = max(self._next_status_s, now_s + 1.0)
         elapsed_s = now_s - self._began_s
         running = [f"running {elapsed_s:.0f} s"] if elapsed_s >= _SILENT_S else []
-        bars = [markup.bar_text(bar) for bar in run.bars.values()]
+        bars = [*markup.held_text(run.held), *(markup.bar_text(bar) for bar in run.bars.values())]
         before_s = perf_counter()
         self._draw(run.items(), run.result, bars, running)
         self._next_s = monotonic() + max(_REDRAW_S, 4 * (perf_counter() - before_s))

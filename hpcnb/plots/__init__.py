@@ -38,7 +38,7 @@ def plot(timeline: Timeline, kind: str = "breakdown") -> Figure:
     if kind not in KINDS:
         known = ", ".join(f'"{name}"' for name in KINDS)
         raise TimelineError(f"there is no plot {kind!r}; timeline.plot(...) takes one of {known}")
-    if not any(cell.ranks for cell in timeline.cells):
+    if not any(cell.ranks and cell.wall_ns for cell in timeline.cells):
         raise TimelineError("no cell has been timed yet; run a %%hpc_parallel cell first")
     figure: Figure = importlib.import_module(f"hpcnb.plots.{kind}").plot(timeline)
     return figure

@@ -65,7 +65,7 @@ def plot(timeline: Timeline) -> Figure:
 
 
 def _text(picture: Gantt, ranks: Sequence[int]) -> list[str]:
-    """A row of glyphs per rank: what takes most of each slice of time."""
+    """A row of glyphs per rank: what is on top in the middle of each column, or the largest share there."""
     rows = {rank: [" "] * _TEXT_WIDTH for rank in ranks}
     slice_ms = max(picture.wall_ms, 1e-6) / _TEXT_WIDTH
 
@@ -179,6 +179,6 @@ def _live(picture: Gantt, ranks: Sequence[int], title: str, axis: svg.TimeAxis) 
 
 def _tip(each: Rectangle, box: svg.Box) -> str:
     """What stands under the pointer: ``rank 0 · forward · 10 ms · line 3 · step 3``."""
-    name = each.name if each.name != box.look.label else ""
-    parts = (f"rank {each.rank}", box.look.label, name, units.duration(each.took_ms), each.detail)
-    return " · ".join(part for part in parts if part)
+    label = box.look.label
+    what = each.name if each.name.startswith(label) else f"{label} · {each.name}"
+    return " · ".join(filter(None, (f"rank {each.rank}", what, units.duration(each.took_ms), each.detail)))

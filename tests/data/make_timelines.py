@@ -21,7 +21,7 @@ def training(num_ranks=4, num_steps=8):
     """
     ranks = []
     for number in range(num_ranks):
-        rank = Rank(number)
+        rank = Rank(number, num_slots=8 * num_steps + 64)
         at = begin = 10.0 + 0.2 * number
         for step in range(num_steps):
             start = 12.0 + 75.0 * step

@@ -114,3 +114,12 @@ def test_a_terminal_prints_every_line_once_for_exactly_its_ranks():
     say(run, [0, 1], "end\n")
     view.finish(run, done(run))
     assert stream.getvalue().splitlines() == ["[0,1] both", "[0] zero", "[1] one", "[0,1] end"]
+
+
+def test_output_that_is_held_back_shows_its_newest_line_while_the_cell_runs():
+    published = Published()
+    view = NotebookView(show_time=False, publish=published)
+    run = cell_run()
+    run.feed(m.Held(1, [(RankSet([0, 1]), 1234, "step 1633")]))
+    view.update(run)
+    assert published[-1][0]["text/plain"] == "[0,1] ... 1,234 more lines, newest: step 1633"

@@ -42,8 +42,8 @@ def test_what_stands_under_the_pointer(element):
     tips = set(element.dframe()["tip"])
     assert "rank 1 · transfer · all_reduce · 6.0 ms · 4.2 MB · line 4 · step 0" in tips
     assert "rank 0 · forward · 10 ms · line 3 · step 7" in tips
-    assert "rank 2 · step · step 3 · 74 ms" in tips
-    assert "rank 2 · computation · cell 3 · 606 ms · 14 ms of it in no span" in tips
+    assert "rank 2 · step 3 · 74 ms" in tips
+    assert "rank 2 · computation · cell 3 · 607 ms · 15 ms of it in no span" in tips
 
 
 def test_categories_and_bands_have_our_colours_and_order(bokeh_figure):
@@ -62,8 +62,8 @@ def test_categories_and_bands_have_our_colours_and_order(bokeh_figure):
 def test_the_text_is_a_row_of_glyphs_per_rank(trained):
     lines = trained.plot("timeline").text.splitlines()
     assert lines[0] == "4 ranks · 608 ms"
-    assert lines[1].startswith(" 0 ▓><<<▒▒+▓><<<▒▒")
-    assert lines[2].startswith(" 1 ▓><<<<<+▓><<<<<")
+    assert lines[1].startswith(" 0 ▓><<<▒▒█><<<▒▒░><<<▒▒")
+    assert lines[2].startswith(" 1 ▓><<<<<█><<<<<░><<<<<")
     assert {len(line) for line in lines[1:5]} == {3 + 60}
     assert lines[5] == "   > forward  < backward  + optimizer  ▒ wait  ▓ data"
 
@@ -76,7 +76,7 @@ def test_no_column_of_the_text_is_empty_where_a_rank_had_ended():
 
 def test_many_spans_become_shares_and_the_words_say_so(long_trained):
     figure = long_trained.plot("timeline")
-    assert "10,080 of 10,096 intervals are shorter than" in figure.words.replace("10,084", "10,080")
+    assert "12,602 of 12,606 intervals are shorter than" in figure.words
     tips = figure.object.dframe()["tip"]
     assert tips.str.contains(r"^rank 0 · backward · \d+ short intervals · [\d.]+ m?s · \d+ % of ").any()
     assert len(tips) <= 1500
