@@ -123,11 +123,11 @@ def _runs(pid: int) -> bool:
 
 def leave_s(place: measure.Place, way: str, start: str) -> float:
     """Seconds from one of the ways to end to nothing left; LIMIT_S if something stays."""
-    traces = Traces(place)
     with NotebookKernel(place) as kernel:
         kernel.run("%load_ext hpcnb")
+        traces = Traces(place)
         kernel.run(start)
-        if "hpc" in start:
+        if start != START_PEER:
             kernel.run(FIRST_CELL)
         traces.note(kernel.pid)
         began_s = time.perf_counter()

@@ -145,6 +145,10 @@ class Cluster:
             msg = f"cluster {self.name!r} is running with {self.world_size} ranks already; stop it first: %hpc stop"
             raise ClusterStateError(msg)
         self._reset()
+        # ahead of the launch: a start on a panel's thread does not outlive the notebook kernel either
+        atexit.register(_stop_at_exit, weakref.ref(self), os.getpid())
+        global _latest, _starting  # noqa: PLW0603 - magics run on the cluster that was started last
+        _starting = weakref.ref(self)
         began_s = time.perf_counter()
 
         def tell(words: str) -> None:
@@ -161,8 +165,6 @@ class Cluster:
             self.stop()
             raise
         self.start_stages.append(f"{self.world_size} ranks ready {time.perf_counter() - began_s:.1f} s")
-        atexit.register(_stop_at_exit, weakref.ref(self), os.getpid())
-        global _latest  # noqa: PLW0603 - magics run on the cluster that was started last
         _latest = weakref.ref(self)
         return self
 

@@ -18,7 +18,7 @@ from hpcnb.cluster.cluster import Cluster, current, starting
 from hpcnb.cluster.result import CellResult
 from hpcnb.core.errors import ClusterStateError, HpcnbError
 from hpcnb.notebook import panel_words as words
-from hpcnb.notebook import view
+from hpcnb.notebook import strip
 from hpcnb.plots import warm
 
 __all__ = ["Shown", "Watcher"]
@@ -197,7 +197,7 @@ class Watcher:
             problem = str(error)
         result = cluster.last_result
         if result is not None and self._strip[0] is not result:
-            self._strip = (result, tuple(view.strip_of(result)))
+            self._strip = (result, tuple(strip.as_text(result)))
         cell = words.cell_words(result) if result is not None else ""
         return words.Snapshot("running", title, stages, rows, cell, self._strip[1], problem)
 

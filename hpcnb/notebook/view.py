@@ -13,9 +13,9 @@ from hpcnb.cluster.cell_run import CellRun
 from hpcnb.cluster.result import CellResult
 from hpcnb.core.grouping import Item
 from hpcnb.core.ranks import RankSet
-from hpcnb.notebook import markup
+from hpcnb.notebook import markup, strip
 
-__all__ = ["NotebookView", "TerminalView", "strip_of"]
+__all__ = ["NotebookView", "TerminalView"]
 
 #: The output area is redrawn at most so often, and never spends more than a fifth of the time drawing.
 _REDRAW_S = 0.1
@@ -23,16 +23,6 @@ _REDRAW_S = 0.1
 _SILENT_S = 2.0
 #: A terminal waits so long for other ranks to say the same line.
 _SETTLE_S = 0.3
-
-
-def strip_of(result: CellResult) -> list[str]:
-    """The line of words and the bars that say where the time went; empty if no rank answered."""
-    cell = result.cell_timeline
-    if cell is None:
-        return []
-    from hpcnb.timing import strip
-
-    return [strip.words(cell), *strip.bars(cell)]
 
 
 def _footer(result: CellResult) -> list[str]:
@@ -79,30 +69,35 @@ class NotebookView:
         """Draw the cell as it stays."""
         bars = [markup.bar_text(bar) for bar in run.bars.values()]
         notes = _footer(result)
-        if self._show_time:
-            notes += strip_of(result)
-        if result.items or bars or notes or self._shown:
-            self._draw(result.items, result, bars, notes)
+        below, below_html = (strip.as_text(result), strip.as_html(result)) if self._show_time else ([], "")
+        if result.items or bars or notes or below or self._shown:
+            self._draw(result.items, result, bars, notes, below, below_html)
         for output in result.displays:
             if not markup.embeddable(output) and output.bundle.keys() - {"text/plain"}:
                 self._publish(dict(output.bundle), "", False)
 
-    def _draw(self, items: list[Item], result: CellResult, bars: list[str], notes: list[str]) -> None:
+    def _draw(
+        self,
+        items: list[Item],
+        result: CellResult,
+        bars: list[str],
+        notes: list[str],
+        below: list[str] | None = None,
+        below_html: str = "",
+    ) -> None:
         text = markup.items_text(items, result.displays)
-        below = [*bars, *(["", *notes] if notes and (text or bars) else notes)]
-        parts = [markup.items_html(items, result.displays)]
-        if bars or notes:
-            parts.append(
-                f'<pre style="margin:0;line-height:1.2">{html.escape(chr(10).join(bars))}</pre>' if bars else ""
-            )
-            parts.append(
-                f'<pre style="margin:.4em 0 0;line-height:1.2;opacity:.75">{html.escape(chr(10).join(notes))}</pre>'
-                if notes
-                else ""
-            )
-        plain = "\n".join([*([text] if text else []), *below])
-        self._publish({"text/plain": plain, "text/html": "".join(parts)}, self._display_id, self._shown)
+        blocks = [text, "\n".join(bars), "\n".join([*notes, *(below or [])])]
+        plain = "\n".join(block for block in blocks[:2] if block)
+        plain += ("\n\n" if plain and blocks[2] else "") + blocks[2]
+        page = markup.items_html(items, result.displays) + _block(bars, "0") + _block(notes, ".4em 0 0") + below_html
+        self._publish({"text/plain": plain, "text/html": page}, self._display_id, self._shown)
         self._shown = True
+
+
+def _block(lines: list[str], margin: str) -> str:
+    if not lines:
+        return ""
+    return f'<pre style="margin:{margin};line-height:1.2">{html.escape(chr(10).join(lines))}</pre>'
 
 
 def _publish(bundle: dict[str, Any], display_id: str, update: bool) -> None:  # noqa: FBT001 - see NotebookView
@@ -150,7 +145,7 @@ class TerminalView:
         lines = [markup.bar_text(bar) for bar in run.bars.values()]
         lines += _footer(result)
         if self._show_time:
-            lines += ["", *strip_of(result)]
+            lines += ["", *strip.as_text(result)]
         for line in lines:
             self._stream.write(line + "\n")
         self._stream.flush()

@@ -4,6 +4,9 @@ import re
 
 from playwright.sync_api import expect
 
+BLOCKING = """import hpcnb
+result = hpcnb.current().run("import time; time.sleep(40)")
+"was interrupted" if result.interrupted else result"""
 SLEEP = "%%hpc_parallel\nimport time\nkept = 'still here'\nprint('begun')\ntime.sleep(40)"
 
 
@@ -12,7 +15,7 @@ def button(notebook, name):
 
 
 def test_panel_starts_interrupts_and_stops(notebook):
-    notebook.open("%load_ext hpcnb", "%hpc panel", SLEEP, "%%hpc_parallel\nkept")
+    notebook.open("%load_ext hpcnb", "%hpc panel", SLEEP, "%%hpc_parallel\nkept", BLOCKING)
     notebook.run(0)
     notebook.run(1)
     panel = notebook.output(1)
@@ -41,7 +44,6 @@ def test_panel_starts_interrupts_and_stops(notebook):
     expect(panel.get_by_role("status")).to_contain_text("a cell runs")
     expect(panel.get_by_text("runs cell")).to_have_count(2)
     notebook.screenshot("panel-busy")
-    # the notebook kernel's main thread waits for the cell: this click is handled on another one
     button(notebook, "Interrupt").click()
     notebook.wait_until_run(2)
     assert "KeyboardInterrupt" in notebook.output(2).inner_text()
@@ -55,6 +57,13 @@ def test_panel_starts_interrupts_and_stops(notebook):
     saved = notebook.save().cells[1].outputs[0].data
     assert "2 ranks, mesh dp=2" in saved["text/plain"]
     assert "<table" in saved["text/html"]
+
+    notebook.run(4, wait=False)
+    expect(panel.get_by_text("runs cell")).to_have_count(2)
+    # the notebook kernel's main thread is blocked: this click is handled on another one
+    button(notebook, "Interrupt").click()
+    notebook.wait_until_run(4)
+    assert "was interrupted" in notebook.output(4).inner_text()
 
     button(notebook, "Stop").click()
     expect(panel.get_by_text("no cluster is running")).to_be_visible()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -422,3 +424,42 @@ def test_public_function_makes_a_new_panel_each_time():
     assert first is not second
     first.close()
     second.close()
+
+
+# --- with real ranks ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real_watcher(monkeypatch):
+    from hpcnb.notebook import panel_watch
+
+    monkeypatch.setattr(panel_watch, "warm", SimpleNamespace(warm=lambda: None))
+    watcher = panel_watch.Watcher()
+    yield watcher
+    watcher.close()
+
+
+@pytest.mark.engines
+def test_a_start_can_be_stopped_half_way(real_watcher):
+    shown = FakePanel()
+    real_watcher.open(shown)
+    real_watcher.start(2, "")
+    shown.wait_for_start()
+    real_watcher.stop()
+    assert shown.wait_for_phase("none").problem == ""
+    wait_for_threads()
+
+
+@pytest.mark.engines
+def test_a_start_does_not_outlive_the_notebook_kernel(runtime_root):
+    code = """
+import time
+from hpcnb.cluster.cluster import starting
+from hpcnb.notebook.panel_watch import Watcher
+watcher = Watcher()
+watcher.start(2, "")
+while starting() is None:
+    time.sleep(0.01)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, stderr=subprocess.DEVNULL)
+    assert list(runtime_root.glob("hpcnb-*/*")) == []

@@ -65,7 +65,7 @@ def test_the_text_is_a_row_of_glyphs_per_rank(trained):
     assert lines[1].startswith(" 0 ▓><<<▒▒█><<<▒▒░><<<▒▒")
     assert lines[2].startswith(" 1 ▓><<<<<█><<<<<░><<<<<")
     assert {len(line) for line in lines[1:5]} == {3 + 60}
-    assert lines[5] == "   > forward  < backward  + optimizer  ▒ wait  ▓ data"
+    assert lines[5] == "   █ computation  > forward  < backward  + optimizer  ▒ wait  ░ transfer  ▓ data  · idle"
 
 
 def test_no_column_of_the_text_is_empty_where_a_rank_had_ended():
@@ -76,7 +76,7 @@ def test_no_column_of_the_text_is_empty_where_a_rank_had_ended():
 
 def test_many_spans_become_shares_and_the_words_say_so(long_trained):
     figure = long_trained.plot("timeline")
-    assert "12,602 of 12,606 intervals are shorter than" in figure.words
+    assert "12,611 of 12,615 intervals are shorter than" in figure.words
     tips = figure.object.dframe()["tip"]
     assert tips.str.contains(r"^rank 0 · backward · \d+ short intervals · [\d.]+ m?s · \d+ % of ").any()
     assert len(tips) <= 1500
