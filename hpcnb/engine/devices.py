@@ -1,6 +1,6 @@
 """The device of a rank and the backend its collectives use: the only module that names accelerators.
 
-Nothing here may initialise an accelerator before the fork: the agent and the template do not import it.
+The template imports it and calls :func:`check_untouched`; everything else here is called after the fork only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
-__all__ = ["accelerator_backend", "device_types", "select_device"]
+__all__ = ["accelerator_backend", "check_untouched", "device_types", "select_device"]
+
+
+def check_untouched() -> None:
+    """Before a fork: an accelerator that was initialised here could not be used in any rank."""
+    assert not torch.cuda.is_initialized(), "the template must not initialise CUDA: forked ranks could not use it"
 
 
 def select_device(local_rank: int) -> torch.device:

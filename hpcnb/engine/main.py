@@ -182,5 +182,6 @@ def _quiet_exit_warning() -> None:
 def prepare_template() -> None:
     """What ranks share: called in the template after its imports and before its first fork."""
     assert threading.active_count() == 1, "the template must not have threads when it forks"
+    devices.check_untouched()
     gc.collect()
     gc.freeze()  # the collector then leaves shared pages alone, so they stay shared

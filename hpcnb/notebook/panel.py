@@ -64,7 +64,7 @@ class Panel(ipywidgets.VBox):
         self._buttons["Start"].on_click(lambda _: watcher.start(self._ranks.value, self._mesh.value))
         self._buttons["Stop"].on_click(lambda _: watcher.stop())
         self._buttons["Interrupt"].on_click(lambda _: watcher.interrupt())
-        parts = (words.line_html, words.table_html, words.strip_html)
+        parts = (words.line_html, words.table_html, words.cell_html)
         self._parts = {part: ipywidgets.HTML() for part in parts}
         controls = [self._ranks, self._mesh, *self._buttons.values()]
         row = ipywidgets.HBox(controls, layout={"flex_flow": "row wrap"})

@@ -60,7 +60,7 @@ class Watcher:
         self._shown = 0
         self._doing: _Doing | None = None
         self._problem = (False, "")  # whether there was a cluster, and what went wrong
-        self._strip: tuple[CellResult | None, tuple[str, ...]] = (None, ())
+        self._strip: tuple[CellResult | None, tuple[str, ...], str] = (None, (), "")
         atexit.register(self.close)
 
     def open(self, shown: Shown) -> None:
@@ -162,7 +162,8 @@ class Watcher:
             seen = self._look()
         except Exception as error:
             LOG.exception("the panel cannot tell how the cluster is")
-            seen = words.Snapshot("running" if current() is not None else "none", problem=_unexpected(error))
+            phase: words.Phase = "running" if current() is not None else "none"
+            seen = words.Snapshot(phase, "a cluster is running", problem=_unexpected(error))
         with self._lock:
             if number > self._shown:
                 self._shown = number
@@ -178,7 +179,7 @@ class Watcher:
         doing, (there, problem) = self._doing, self._problem
         cluster = starting() or current()
         if cluster is None or (doing is not None and doing.phase == "stopping"):
-            self._strip = (None, ())
+            self._strip = (None, (), "")
             if doing is not None:
                 return words.Snapshot(doing.phase, doing.title)
             return words.Snapshot(problem="" if there else problem)
@@ -197,9 +198,9 @@ class Watcher:
             problem = str(error)
         result = cluster.last_result
         if result is not None and self._strip[0] is not result:
-            self._strip = (result, tuple(strip.as_text(result)))
+            self._strip = (result, tuple(strip.as_text(result)), strip.as_html(result))
         cell = words.cell_words(result) if result is not None else ""
-        return words.Snapshot("running", title, stages, rows, cell, self._strip[1], problem)
+        return words.Snapshot("running", title, stages, rows, cell, *self._strip[1:], problem)
 
 
 def _unexpected(error: Exception) -> str:

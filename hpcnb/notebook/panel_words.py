@@ -14,11 +14,11 @@ __all__ = [
     "Phase",
     "Snapshot",
     "buttons",
+    "cell_html",
     "cell_words",
     "line_html",
     "sentence",
     "stage_words",
-    "strip_html",
     "table_html",
     "text",
 ]
@@ -38,6 +38,7 @@ class Snapshot:
         rows: As ``Cluster.status``.
         cell: Which cell was the last, and how it ended; empty before the first.
         strip: Where its time went, in lines.
+        strip_html: The same as HTML.
         problem: What went wrong, in words; empty if nothing did.
     """
 
@@ -47,6 +48,7 @@ class Snapshot:
     rows: tuple[dict[str, Any], ...] = ()
     cell: str = ""
     strip: tuple[str, ...] = ()
+    strip_html: str = ""
     problem: str = ""
 
 
@@ -140,12 +142,6 @@ def table_html(seen: Snapshot) -> str:
     return f'<div style="max-height:26em;overflow:auto">{table}{body_html}</table></div>'
 
 
-def strip_html(seen: Snapshot) -> str:
+def cell_html(seen: Snapshot) -> str:
     """Where the time of the last cell went."""
-    if not seen.cell:
-        return ""
-    lines = html.escape("\n".join(seen.strip))
-    return (
-        f'<div style="line-height:1.5">{html.escape(seen.cell)}</div>'
-        f'<pre style="margin:0;line-height:1.2;overflow-x:auto">{lines}</pre>'
-    )
+    return f'<div style="line-height:1.5">{html.escape(seen.cell)}</div>{seen.strip_html}' if seen.cell else ""

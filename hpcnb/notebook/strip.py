@@ -41,9 +41,11 @@ def as_html(result: CellResult) -> str:
     rows = [_row(rank, of_ranks[rank], longest_ms) for rank in (*slow, *fast)]
     if fast:
         rows.insert(len(slow), f"<div>… {len(of_ranks) - len(rows)} ranks between</div>")
+    words, _, blame = (html.escape(part) for part in strip.words(cell).partition("     "))
+    words += f"<br>{blame}" if blame else ""
     return (
         '<div style="margin:.4em 0 0;font-size:90%;max-width:60em">'
-        f'<div style="opacity:.8">{html.escape(strip.words(cell))}</div>{"".join(rows)}{_legend(of_ranks)}</div>'
+        f'<div style="opacity:.8">{words}</div>{"".join(rows)}{_legend(of_ranks)}</div>'
     )
 
 

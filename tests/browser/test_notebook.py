@@ -16,7 +16,7 @@ def test_cell_output_is_grouped_and_the_strip_follows(notebook):
     assert "[1]   I am 1" in shown
     assert "2 ranks ·" in shown
     assert "computation" in shown
-    assert "█" in shown
+    assert "■" in shown
     assert "stopped" in notebook.output(3).inner_text()
     notebook.cell(2).scroll_into_view_if_needed()
     notebook.screenshot("cell")

@@ -114,12 +114,12 @@ def test_text_has_everything_in_words():
 
 
 def test_html_escapes_what_others_wrote():
-    seen = running("in <b>", "idle", cell="last cell, <i>", strip=("<u>",), problem="<s>")
-    made = words.line_html(seen) + words.table_html(seen) + words.strip_html(seen)
-    for tag in ("<b>", "<i>", "<u>", "<s>"):
+    seen = running("in <b>", "idle", cell="last cell, <i>", problem="<s>")
+    made = words.line_html(seen) + words.table_html(seen) + words.cell_html(seen)
+    for tag in ("<b>", "<i>", "<s>"):
         assert tag not in made.replace(f"<b>{words.sentence(seen)}", "")
     assert made.count("<tr>") == 3
-    assert words.table_html(Snapshot()) == words.strip_html(Snapshot()) == ""
+    assert words.table_html(Snapshot()) == words.cell_html(Snapshot()) == ""
 
 
 # --- clicks and the watching thread -------------------------------------------------------------------------

@@ -196,3 +196,12 @@ def test_output_of_ranks_that_were_not_asked_is_not_taken():
     grouper = Grouper(RankSet([0]))
     grouper.add(RankSet([5]), "stdout", "who?\n")
     assert grouper.layout() == []
+
+
+def test_of_finished_bars_the_one_with_the_lowest_rate_is_the_slowest():
+    grouper = Grouper(RankSet([0, 1]))
+    for rank, rate in ((0, "49.17it/s"), (1, "25.02it/s")):
+        grouper.add(RankSet([rank]), "stderr", f"\r100%|████| 20/20 [00:00<00:00, {rate}]\n")
+    (item,) = grouper.layout()
+    assert item.slowest == 1
+    assert "25.02it/s" in item.text

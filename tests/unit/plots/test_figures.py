@@ -13,6 +13,7 @@ import pytest
 
 from hpcnb import plots
 from hpcnb.core.errors import TimelineError
+from hpcnb.plots import live
 from hpcnb.timing.timeline import CellTimeline, RankCell, Timeline
 
 FRAME = {"figure", "live", "svg", "theme", "warm"}
@@ -84,6 +85,20 @@ def test_the_html_is_one_element_that_scripts_end_properly(figure):
     assert figure.html.count("<script") == figure.html.count("</script>") == 2
     assert figure.html.startswith('<div class="hpcnb-figure">')
     assert figure.html.endswith("</div>")
+
+
+def test_numbers_of_the_live_plot_are_plain_lists(figure):
+    text = json.dumps(item_of(figure))
+    assert '"ndarray"' not in text
+    assert ".0," not in text.replace(" ", "")
+
+
+def test_words_of_the_html_are_text_whatever_they_say():
+    from bokeh.plotting import figure as bokeh_figure
+
+    page = live.html("<svg/>", 'waited for in "<b>x&y</b>" line 3', bokeh_figure())
+    assert page.count("&quot;&lt;b&gt;x&amp;y&lt;/b&gt;&quot;") == 2
+    assert "<b>" not in page
 
 
 def test_the_live_plot_says_which_bokeh_it_was_made_for(figure):

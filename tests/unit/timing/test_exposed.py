@@ -108,6 +108,15 @@ def test_messages_between_other_ranks_and_in_the_other_direction_do_not_match():
     assert split(*ranks) == [[(0, 2), (2, 0)], [(0, 5)], [(0, 5)]]
 
 
+def test_a_receiver_tells_its_senders_apart():
+    ranks = [Rank(number) for number in range(3)]
+    ranks[0].send(2, 10, 12, sequence=1)
+    ranks[1].send(2, 90, 92, sequence=1)
+    ranks[2].recv(0, 5, 12, sequence=1)
+    ranks[2].recv(1, 12, 92, sequence=1)
+    assert split(*ranks) == [[(0, 2)], [(0, 2)], [(5, 2), (78, 2)]]
+
+
 def test_point_to_point_does_not_match_a_collective_of_the_group():
     first, second = two()
     first.collective(10, 20, group="all", sequence=1)

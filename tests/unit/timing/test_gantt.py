@@ -34,6 +34,15 @@ def test_what_is_nested_is_painted_after_what_is_around_it():
     ]
 
 
+def test_nesting_counts_and_not_the_category():
+    rank = Rank(0)
+    rank.write(Kind.USER, 20, 30, name="forward", category=Category.FORWARD)
+    rank.write(Kind.USER, 10, 40, name="optimizer", category=Category.OPTIMIZER)
+    rank.write(Kind.USER, 50, 60, name="forward", category=Category.FORWARD)
+    spans = [(each.name, each.start_ms) for each in of_one(rank).rectangles]
+    assert spans == [("cell 3", 0), ("forward", 50), ("optimizer", 10), ("forward", 20)]
+
+
 def test_blocked_time_is_wait_and_then_transfer_and_the_band_below_shows_it_from_its_issue():
     ranks = [Rank(0), Rank(1)]
     ranks[0].collective(10, 60, wait=(20, 60), num_bytes=4_200_000, line=6, step=2)

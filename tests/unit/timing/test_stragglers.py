@@ -2,6 +2,7 @@
 
 import pytest
 
+from hpcnb.core.spans import Flag
 from hpcnb.timing.stragglers import slowest, waited_for
 from tests.data.make_timelines import training
 from tests.data.ranks import Rank, cell_of, plain_cell
@@ -57,6 +58,10 @@ def test_nobody_waits_for_nobody():
     assert waited_for(plain_cell({0: (0, 10), 1: (0, 10)}, done=10)) == []
     assert waited_for(cell(meeting(20, 20, 20))) == []
     assert not slowest(cell(meeting(20, 20, 20)))
+
+
+def test_whoever_was_missing_when_an_operation_failed_is_not_guessed():
+    assert waited_for(cell(meeting(10, 60, flags=Flag.FAILED))) == []
 
 
 def test_a_recv_waits_for_its_sender():
