@@ -170,7 +170,7 @@ def quiet_ms(kernel: NotebookKernel, subshell: str | None) -> list[float]:
 
 def main(options) -> None:
     runs = options.runs or (1 if options.quick else 5)
-    size = {"num_ranks": options.ranks or 16, "num_lines": 10_000}
+    size = {"num_ranks": options.ranks or (8 if options.quick else 16), "num_lines": 10_000}
     began_s = time.monotonic()
     with measure.Place() as place, NotebookKernel(place) as kernel:
         features = kernel.control("kernel_info_request").get("supported_features", [])
@@ -197,7 +197,7 @@ def main(options) -> None:
         kernel.run("%hpc stop")
     what = f"{size['num_ranks']} ranks x {size['num_lines']:,} lines"
     answers = [
-        measure.Row("comm message answered, on a subshell", "ms", ours.on_subshell_ms, peer.on_subshell_ms, 200.0, worst=True),
+        measure.Row("comm answered, on a subshell", "ms", ours.on_subshell_ms, peer.on_subshell_ms, 200.0, worst=True),
         measure.Row("", "ms", (), busy.on_subshell_ms, peer_name="busy kernel"),
         measure.Row("", "ms", (), quiet, peer_name="while a cell sleeps"),
     ]
@@ -206,7 +206,7 @@ def main(options) -> None:
         measure.Row("output in the notebook", "MB", ours.kept_mb, at_most=1.0, worst=True),
         measure.Row("  sent to the front-end meanwhile", "MB", ours.sent_mb, peer.sent_mb),
         *(answers if subshell else []),
-        measure.Row("comm message answered, on the main shell", "ms", ours.on_main_shell_ms, peer.on_main_shell_ms),
+        measure.Row("comm answered, on the main shell", "ms", ours.on_main_shell_ms, peer.on_main_shell_ms),
         measure.Row("", "ms", (), busy.on_main_shell_ms, peer_name="busy kernel"),
     ]
     measure.table(rows, peer="%%px")

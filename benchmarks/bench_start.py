@@ -125,25 +125,23 @@ def starts(place: measure.Place, num_ranks: int, *, num_ours: int, num_peer: int
     seconds["ours"] += [ours() for _ in range(num_ours - num_peer)]
     bars = {4: (3.5, 0.35, None), 16: (7.0, None, 60.0)}
     at_most_s, ratio_at_most, at_most_mb = bars.get(num_ranks, (None, None, None))
-    row = measure.Row(f"{num_ranks} ranks: start to first all-reduce", "s", seconds["ours"], seconds["peer"], at_most_s, ratio_at_most)
+    what = f"{num_ranks} ranks: start to first all-reduce"
     return [
-        row,
+        measure.Row(what, "s", seconds["ours"], seconds["peer"], at_most_s, ratio_at_most),
         measure.Row("  memory of a rank (PSS)", "MB", ours.memory_mb["rank"], peer.memory_mb["rank"], at_most_mb),
         measure.Row("  memory of all processes / ranks", "MB", ours.memory_mb["all"], peer.memory_mb["all"]),
     ]
 
 
 def main(options) -> None:
-    sizes = [options.ranks] if options.ranks else [4, 16]
+    sizes = [options.ranks] if options.ranks else [4] if options.quick else [4, 16]
     began_s = time.monotonic()
     with measure.Place() as place:
         rows = []
         for num_ranks in sizes:
             runs = options.runs or (1 if options.quick else 5)
-            peer_runs = runs
-            if num_ranks > 4 and not options.runs:  # the peer takes half a minute
-                peer_runs = 0 if options.quick else 2
-            rows += starts(place, num_ranks, num_ours=runs, num_peer=peer_runs)
+            few = num_ranks > 4 and not options.runs  # the peer takes half a minute
+            rows += starts(place, num_ranks, num_ours=runs, num_peer=min(runs, 2) if few else runs)
     measure.table(rows, peer="ipyparallel.Cluster")
     print(f"took {time.monotonic() - began_s:.0f} s")
 

@@ -21,6 +21,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class WrongResult(Exception):
@@ -44,9 +48,7 @@ def run(main: Callable[[argparse.Namespace], None], *, limit_s: int = 300, **fla
         flags: More options: name -> keyword arguments of ``add_argument``.
     """
     module = sys.modules["__main__"]
-    parser = argparse.ArgumentParser(
-        description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, help="measurements of each side (5 or more; --quick: 1 or more)")
     parser.add_argument("--quick", action="store_true", help="few runs: shows that it works, measures little")
     for name, keywords in flags.items():
@@ -216,7 +218,12 @@ class Place:
     def __post_init__(self) -> None:
         self._mark = f"HPCNB_BENCHMARK={uuid.uuid4().hex}"
         name, value = self._mark.split("=")
-        places = {"HPCNB_RUNTIME_DIR": "run", "TMPDIR": "tmp", "IPYTHONDIR": "ipython", "JUPYTER_RUNTIME_DIR": "jupyter"}
+        places = {
+            "HPCNB_RUNTIME_DIR": "run",
+            "TMPDIR": "tmp",
+            "IPYTHONDIR": "ipython",
+            "JUPYTER_RUNTIME_DIR": "jupyter",
+        }
         for folder in places.values():
             (self.folder / folder).mkdir(mode=0o700)
         self.environment = {
@@ -250,7 +257,7 @@ class Place:
             time.sleep(0.05)
         return len(killed)
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> Self:
         os.environ.update(self.environment)  # for clusters that this process starts
         return self
 

@@ -6,13 +6,16 @@ import json
 import signal
 import time
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import nbformat
 import zmq
-from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from measure import Place, WrongResult
+
+if TYPE_CHECKING:
+    from jupyter_client.blocking import BlockingKernelClient
+    from typing_extensions import Self
 
 
 class Listener(Protocol):
@@ -59,7 +62,9 @@ class Executed:
     @property
     def text(self) -> str:
         """All outputs as plain text."""
-        return "\n".join(str(output.get("text") or output.get("data", {}).get("text/plain", "")) for output in self.outputs)
+        return "\n".join(
+            str(output.get("text") or output.get("data", {}).get("text/plain", "")) for output in self.outputs
+        )
 
 
 class NotebookKernel:
@@ -77,7 +82,7 @@ class NotebookKernel:
             self.close()
             raise
 
-    def __enter__(self) -> NotebookKernel:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

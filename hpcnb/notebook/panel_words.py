@@ -144,4 +144,6 @@ def table_html(seen: Snapshot) -> str:
 
 def cell_html(seen: Snapshot) -> str:
     """Where the time of the last cell went."""
-    return f'<div style="line-height:1.5">{html.escape(seen.cell)}</div>{seen.strip_html}' if seen.cell else ""
+    if not seen.cell:
+        return ""
+    return f'<div style="line-height:1.5"><div>{html.escape(seen.cell)}</div>{seen.strip_html}</div>'

@@ -41,20 +41,17 @@ def html(svg: str, words: str, plot: Any) -> str:
 
 
 def _packed(plot: Any) -> str:
+    import numpy as np
     from bokeh.embed import json_item
     from bokeh.models.sources import ColumnDataSource
 
     for source in plot.select(type=ColumnDataSource):
         # lists instead of arrays: JSON of round numbers packs far better than doubles in base64
-        source.data = {name: list(map(_plain, column)) for name, column in source.data.items()}
+        columns = {name: np.asarray(column).tolist() for name, column in source.data.items()}
+        source.data = {}  # else Bokeh finds the lists equal and keeps the arrays
+        source.data = columns
     text = json.dumps(json_item(plot), separators=(",", ":"))
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
-
-
-def _plain(value: Any) -> Any:
-    """A number of numpy as one of Python, without a useless ``.0``."""
-    value = value.item() if hasattr(value, "item") else value
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 @cache

@@ -7,6 +7,7 @@ part of the same operation it waits for that rank; from then on it waits for the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ class Exposed:
         return slice(self.first[index], self.first[index + 1])
 
 
+@lru_cache(maxsize=1)  # words, bars and pictures of a cell ask one after the other
 def exposed(cell: CellTimeline) -> Exposed:
     """Split the blocked time of every communication record of ``cell`` into wait and transfer.
 

@@ -88,9 +88,7 @@ def test_the_html_is_one_element_that_scripts_end_properly(figure):
 
 
 def test_numbers_of_the_live_plot_are_plain_lists(figure):
-    text = json.dumps(item_of(figure))
-    assert '"ndarray"' not in text
-    assert ".0," not in text.replace(" ", "")
+    assert "ndarray" not in json.dumps(item_of(figure))  # base64 of doubles in base64: half as large again
 
 
 def test_words_of_the_html_are_text_whatever_they_say():
