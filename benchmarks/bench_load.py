@@ -66,17 +66,15 @@ def load_s(place: measure.Place, side: str) -> float:
 def first_plot_s(place: measure.Place, start: str) -> float:
     """Seconds from asking for the plot to having it, straight after the first cell."""
     with NotebookKernel(place) as kernel:
-        try:
-            kernel.run("%load_ext hpcnb")
-            kernel.run(start)
-            first = kernel.run(FIRST_CELL)
-            measure.expect(str(float(NUM_RANKS)) in first.text, f"the first cell showed {first.text!r}")
-            plot = kernel.run("%hpc timing breakdown")
-            kinds = {kind for output in plot.outputs for kind in output.get("data", {})}
-            measure.expect({"text/plain", "text/html"} <= kinds, f"the plot came as {sorted(kinds)}")
-            return plot.seconds
-        finally:
-            kernel.run("%hpc stop")
+        kernel.run("%load_ext hpcnb")
+        kernel.run(start)
+        first = kernel.run(FIRST_CELL)
+        measure.expect(str(float(NUM_RANKS)) in first.text, f"the first cell showed {first.text!r}")
+        plot = kernel.run("%hpc timing breakdown")
+        kinds = {kind for output in plot.outputs for kind in output.get("data", {})}
+        measure.expect({"text/plain", "text/html"} <= kinds, f"the plot came as {sorted(kinds)}")
+        kernel.run("%hpc stop")
+        return plot.seconds
 
 
 class Traces:

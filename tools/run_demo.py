@@ -111,15 +111,17 @@ def read_result(notebook: nbformat.NotebookNode) -> Result:
 
 
 def save_figures(notebook: nbformat.NotebookNode, *, folder: Path, stem: str) -> list[Path]:
-    """Write every PNG among the outputs to a file."""
+    """Pictures in the outputs, as files: PNG of ranks, embedded in HTML or not, and the static SVG of plots."""
     paths = []
     for index, output in outputs_of(notebook):
-        image = output.get("data", {}).get("image/png")
-        if image is None:
-            continue
-        path = folder / f"{stem}-{len(paths) + 1:02d}-cell{index:02d}.png"
-        path.write_bytes(base64.b64decode("".join(image)))
-        paths.append(path)
+        data = output.get("data", {})
+        embedded = re.findall(r'src="data:image/png;base64,([^"]+)"', data.get("text/html", ""))
+        for image in [*([data["image/png"]] if "image/png" in data else []), *embedded]:
+            paths.append(folder / f"{stem}-{len(paths) + 1:02d}-cell{index:02d}.png")
+            paths[-1].write_bytes(base64.b64decode(image))
+        if "image/svg+xml" in data:
+            paths.append(folder / f"{stem}-{len(paths) + 1:02d}-cell{index:02d}.svg")
+            paths[-1].write_text(data["image/svg+xml"], encoding="utf-8")
     return paths
 
 

@@ -225,6 +225,7 @@ class Recorder:
             operation.flags |= Flag.FAILED
         if threading.get_ident() == self.main_thread and not operation.flags & Flag.OTHER_THREAD:
             operation.wait_start_ns, operation.wait_end_ns = began_ns, now_ns
+            operation.cell, operation.step = self.cell, self.step  # where it blocks, should it have been issued earlier
             if self._stack:
                 self._stack[-1].child_ns += now_ns - began_ns
             self.ring.leave_communication()

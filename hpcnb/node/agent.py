@@ -37,6 +37,8 @@ _GRACE_S = 1.0
 _UNCLAIMED_S = 120.0
 #: The controller's connection file is looked for so often.
 _STARTING_S = 0.02
+#: Memory of a rank is looked up at most so often.
+_MEMORY_S = 3.0
 
 
 class Agent:
@@ -74,6 +76,7 @@ class Agent:
         }
         self._relay = CellRelay(self._ranks, self._server.send_all, clock)
         self._forking: list[int] = []
+        self._memory: dict[int, tuple[float, float]] = {}
         self._history: list[m.Message] = []  # what a notebook that connects later must know
         self._alone_since_s: float | None = self._clock()
         self._claimed = False
@@ -380,8 +383,19 @@ class Agent:
             "pid": process.pid,
             "device": process.ready.device if process.ready else "",
             "state": process.state(),
-            "memory_mb": round(_proportional_mb(process.pid), 1) if process.alive else 0.0,
+            "memory_mb": self._memory_mb(process),
         }
+
+
+    def _memory_mb(self, process: RankProcess) -> float:
+        # the kernel walks all pages of the process for this, some milliseconds: not at every question
+        if not process.alive:
+            return 0.0
+        asked_s, memory_mb = self._memory.get(process.pid, (float("-inf"), 0.0))
+        if self._clock() - asked_s > _MEMORY_S:
+            asked_s, memory_mb = self._clock(), round(_proportional_mb(process.pid), 1)
+            self._memory[process.pid] = (asked_s, memory_mb)
+        return memory_mb
 
 
 def _proportional_mb(pid: int) -> float:

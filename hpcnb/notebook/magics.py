@@ -99,7 +99,7 @@ class HpcMagics(Magics):
         print(f"process groups rebuilt: generation {_cluster().recover()}")
 
     def _timing(self, options: arguments.VerbOptions) -> None:
-        show.timing(_cluster(), options.words)
+        show.timing(self.shell, _cluster(), options.words)
 
     def _logs(self, options: arguments.VerbOptions) -> None:
         print(_cluster().logs(*(int(word) for word in options.words)) or "(nothing yet)")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import logging
+import sys
 import threading
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from hpcnb.cluster.cluster import Cluster
 
 __all__ = ["cell_view", "start", "status", "status_rows", "timing"]
+
+
+LOG = logging.getLogger(__name__)
 
 
 def _in_notebook(shell: InteractiveShell) -> bool:
@@ -67,7 +72,15 @@ def _warm_plots() -> None:
     """Import what plots need in the background while ranks start, so that the first plot does not wait for it."""
     from hpcnb.plots import warm
 
-    threading.Thread(target=warm.warm, name="hpcnb-warm-plots", daemon=True).start()
+    def import_and_draw() -> None:
+        try:
+            warm.warm()
+        except RuntimeError:
+            # a kernel that ends meanwhile can no longer register clean-up functions, and needs no plots
+            if threading.main_thread().is_alive() and not sys.is_finalizing():
+                LOG.exception("preparing plots failed; the first plot tries again")
+
+    threading.Thread(target=import_and_draw, name="hpcnb-warm-plots", daemon=True).start()
 
 
 def status_rows(rows: list[dict[str, Any]]) -> list[list[str]]:
@@ -99,12 +112,16 @@ def status(cluster: Cluster) -> None:
     display({"text/plain": f"{cluster}\n{text}", "text/html": f"<table>{body}</table>"}, raw=True)
 
 
-def timing(cluster: Cluster, kinds: tuple[str, ...]) -> None:
-    """Plots of the last cell."""
+def timing(shell: InteractiveShell, cluster: Cluster, kinds: tuple[str, ...]) -> None:
+    """Plots of the last cell; in a terminal their words and bars."""
     from IPython.display import display
 
     if cluster.last_result is None or cluster.last_result.cell_timeline is None:
         msg = "there is no cell to draw yet; run one with  %%hpc_parallel"
         raise TimelineError(msg)
     for kind in kinds or ("breakdown", "timeline"):
-        display(cluster.last_result.timeline.plot(kind))
+        figure = cluster.last_result.timeline.plot(kind)
+        if _in_notebook(shell):
+            display(figure)
+        else:
+            print(figure.text)

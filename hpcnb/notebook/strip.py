@@ -15,6 +15,8 @@ __all__ = ["as_html", "as_text"]
 _MOST_BARS = 16
 #: A segment of at least this share has room for its name.
 _ROOM = 0.12
+#: Less is not drawn.
+_VISIBLE = 0.001
 
 
 def as_text(result: CellResult) -> list[str]:
@@ -56,7 +58,7 @@ def _row(rank: int, durations_ms: Mapping[str, float], longest_ms: float) -> str
     segments = []
     for name, look in LOOKS.items():
         share = durations_ms.get(name, 0.0) / longest_ms if longest_ms > 0 else 0.0
-        if share < 0.001:
+        if share < _VISIBLE:
             continue
         words = f"{look.label} {units.duration(durations_ms[name])}"
         inside = look.label if share >= _ROOM else ""
@@ -74,7 +76,13 @@ def _row(rank: int, durations_ms: Mapping[str, float], longest_ms: float) -> str
 def _legend(of_ranks: Mapping[int, Mapping[str, float]]) -> str:
     from hpcnb.plots.theme import LOOKS
 
-    occurring = {name for durations_ms in of_ranks.values() for name, spent_ms in durations_ms.items() if spent_ms > 0}
+    longest_ms = max(sum(durations_ms.values()) for durations_ms in of_ranks.values())
+    occurring = {
+        name
+        for durations_ms in of_ranks.values()
+        for name, spent_ms in durations_ms.items()
+        if spent_ms >= _VISIBLE * longest_ms
+    }
     entries = [
         f'<span style="padding-right:1em;white-space:nowrap">'
         f'<span style="color:{look.colour}">■</span> {look.label}</span>'
