@@ -98,12 +98,12 @@ class RecordedWork(dist.Work):
             return  # gloo's send, recv and reduce_scatter have no future; their wait tells
         self._watched = True
         operation, recorder = self._operation, self._recorder
+        operation.is_done = future.done
         future.add_done_callback(lambda _: recorder.completed(operation))
 
     def get_future(self) -> torch.futures.Future[Any]:
-        self._operation.flags |= Flag.FUTURE
-        if not self._watched:
-            self.watch()
+        self._recorder.waited_through_future(self._operation)
+        self.watch()
         return self._inner.get_future()
 
     def getFuture(self) -> torch.futures.Future[Any]:  # noqa: N802 - the name C++ looks for
@@ -284,7 +284,6 @@ def _recorded_collective(method: str, name: str, payload: int) -> Callable[..., 
         if task != -1:
             backward, is_new = recorder.backward(task)
             operation.backward = backward
-            backward.operations.add(operation)
             if is_new:
                 torch.autograd.Variable._execution_engine.queue_callback(lambda: recorder.backward_ended(backward))
         inner = getattr(self._inner, method)(*args, **kwargs)

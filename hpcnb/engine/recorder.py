@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from hpcnb.core.spans import Category, Flag, Kind, RingWriter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
 __all__ = ["CELL_FILE_PREFIX", "OpenSpan", "Operation", "Recorder"]
@@ -66,6 +67,7 @@ class Operation:
     wait_end_ns: int = 0
     written: bool = False
     backward: Backward | None = None
+    is_done: Callable[[], bool] | None = None  # asks the backend; where there is a future
 
 
 @dataclass(slots=True, eq=False)
@@ -80,7 +82,7 @@ class Backward:
     task: int
     ended_ns: int = 0
     exposed_until_ns: int = 0
-    operations: set[Operation] = field(default_factory=set)
+    operations: set[Operation] = field(default_factory=set)  # waited for through futures, and not over
 
 
 class Recorder:
@@ -103,6 +105,7 @@ class Recorder:
         self._deepest = 0
         self._num_steps = 0
         self._backward: Backward | None = None
+        self._completing = threading.Lock()
 
     # --- spans of the main thread ---------------------------------------------------------------------------
 
@@ -117,6 +120,7 @@ class Recorder:
 
     def end_cell(self) -> int:
         """The cell is over: close what it left open; returns the time."""
+        self._settle()
         end_ns = perf_counter_ns()
         self.step = -1
         while self._stack:
@@ -132,6 +136,7 @@ class Recorder:
         """Open a span; None when off, or outside of a cell or of the main thread."""
         if not self.enabled or not self._stack or threading.get_ident() != self.main_thread:
             return None
+        self._settle()
         line, source = self.user_line(sys._getframe(1))
         category = Category.COMPUTATION
         if kind == Kind.DATA:
@@ -147,6 +152,7 @@ class Recorder:
         """Close ``span`` and whatever is still open inside it."""
         if span is None or span not in self._stack:
             return  # the cell has ended meanwhile and closed it
+        self._settle()
         end_ns = perf_counter_ns()
         while self._close(end_ns) is not span:
             pass
@@ -198,6 +204,8 @@ class Recorder:
         """A communication operation is about to be issued by this thread."""
         if threading.get_ident() != self.main_thread:
             flags |= Flag.OTHER_THREAD
+        else:
+            self._settle()
         line, source = self.user_line(sys._getframe(2))
         return Operation(
             kind, name, group, sequence, peer, num_bytes, self.cell, self.step, line, source, flags, perf_counter_ns()
@@ -234,19 +242,58 @@ class Recorder:
 
     def completed(self, operation: Operation) -> None:
         """The operation is over; called on the thread of the backend."""
-        now_ns = perf_counter_ns()
-        operation.end_ns = operation.end_ns or now_ns
-        backward = operation.backward
-        if operation.flags & Flag.FUTURE and not operation.written:
+        with self._completing:
+            operation.end_ns = operation.end_ns or perf_counter_ns()
+            backward = operation.backward
+            if not operation.flags & Flag.FUTURE or operation.written:
+                return
             if backward is not None and backward.ended_ns:
-                self._expose(operation, backward, now_ns)
+                self._expose(operation, backward, operation.end_ns)
             self._write_operation(operation)
-        if backward is not None:
-            backward.operations.discard(operation)
-            if backward.ended_ns and not backward.operations:
-                self.ring.leave_communication()
+            if backward is not None:
+                backward.operations.discard(operation)
+                if backward.ended_ns and not backward.operations:
+                    self.ring.leave_communication()
 
-    def _expose(self, operation: Operation, backward: Backward, now_ns: int) -> None:
+    def waited_through_future(self, operation: Operation) -> None:
+        """Somebody took the operation's future: C++ (DDP), which waits for it when the backward pass ends."""
+        operation.flags |= Flag.FUTURE
+        if operation.backward is not None:
+            operation.backward.operations.add(operation)
+
+    def _settle(self) -> None:
+        """The main thread runs Python again: what DDP has waited for is over, though its callback may be late.
+
+        The callback needs the interpreter lock, which the main thread gets first when its wait ends; without this
+        the cell could end before its last wait is accounted for.
+        """
+        backward = self._backward
+        if backward is None or not backward.ended_ns or not backward.operations:
+            return
+        for operation in list(backward.operations):
+            if operation.is_done is not None and operation.is_done():
+                self.completed(operation)
+
+    def waited_through_future(self, operation: Operation) -> None:
+        """Somebody took the operation's future: C++ (DDP), which waits for it when the backward pass ends."""
+        operation.flags |= Flag.FUTURE
+        if operation.backward is not None:
+            operation.backward.operations.add(operation)
+
+    def _settle(self) -> None:
+        """The main thread runs Python again: what DDP has waited for is over, though its callback may be late.
+
+        The callback needs the interpreter lock, which the main thread gets first when its wait ends; without this
+        the cell could end before its last wait is accounted for.
+        """
+        backward = self._backward
+        if backward is None or not backward.ended_ns or not backward.operations:
+            return
+        for operation in list(backward.operations):
+            if operation.is_done is not None and operation.is_done():
+                self.completed(operation)
+
+    def _expose(self, operation: Operation, backward: Backward, end_ns: int) -> None:
         # several buckets are waited for at once: each gets the part of the wait that it ended
         if now_ns > backward.exposed_until_ns:
             operation.wait_start_ns, operation.wait_end_ns = backward.exposed_until_ns, now_ns
@@ -264,7 +311,7 @@ class Recorder:
     def backward_ended(self, backward: Backward) -> None:
         """All gradients are computed; DDP begins to wait for the buckets that are still under way."""
         backward.ended_ns = backward.exposed_until_ns = perf_counter_ns()
-        waiting = next((each for each in list(backward.operations) if each.flags & Flag.FUTURE), None)
+        waiting = next(iter(list(backward.operations)), None)
         if waiting is not None:
             self.begin_wait(waiting)
 
