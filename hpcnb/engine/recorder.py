@@ -274,32 +274,13 @@ class Recorder:
             if operation.is_done is not None and operation.is_done():
                 self.completed(operation)
 
-    def waited_through_future(self, operation: Operation) -> None:
-        """Somebody took the operation's future: C++ (DDP), which waits for it when the backward pass ends."""
-        operation.flags |= Flag.FUTURE
-        if operation.backward is not None:
-            operation.backward.operations.add(operation)
-
-    def _settle(self) -> None:
-        """The main thread runs Python again: what DDP has waited for is over, though its callback may be late.
-
-        The callback needs the interpreter lock, which the main thread gets first when its wait ends; without this
-        the cell could end before its last wait is accounted for.
-        """
-        backward = self._backward
-        if backward is None or not backward.ended_ns or not backward.operations:
-            return
-        for operation in list(backward.operations):
-            if operation.is_done is not None and operation.is_done():
-                self.completed(operation)
-
     def _expose(self, operation: Operation, backward: Backward, end_ns: int) -> None:
         # several buckets are waited for at once: each gets the part of the wait that it ended
-        if now_ns > backward.exposed_until_ns:
-            operation.wait_start_ns, operation.wait_end_ns = backward.exposed_until_ns, now_ns
+        if end_ns > backward.exposed_until_ns:
+            operation.wait_start_ns, operation.wait_end_ns = backward.exposed_until_ns, end_ns
             if self._stack:
-                self._stack[-1].child_ns += now_ns - backward.exposed_until_ns
-            backward.exposed_until_ns = now_ns
+                self._stack[-1].child_ns += end_ns - backward.exposed_until_ns
+            backward.exposed_until_ns = end_ns
 
     def backward(self, task: int) -> tuple[Backward, bool]:
         """The run of the autograd engine that this thread is in, and whether it is new to us."""
