@@ -22,7 +22,7 @@ from hpcnb.cluster.cell_run import CellRequest
 
 TIMEOUT_S = 60
 #: calls of one side in a row: engines of the peer still work a little after they have answered
-BLOCK = 5
+BLOCK = 10
 
 EMPTY = "pass"
 TWENTY_LINES = """\
@@ -103,7 +103,7 @@ def cells(cluster: hpcnb.Cluster, view: ipp.DirectView, *, num_calls: int) -> li
             sides["px"] = functools.partial(view.execute, source, silent=False, block=True)
         calls = {side: functools.partial(timed_ms, call) for side, call in sides.items()}
         measure.interleave(calls, 5)  # warm-up
-        times_ms = measure.interleave(calls, -(-num_calls // BLOCK), block=BLOCK, settle_s=0.1)
+        times_ms = measure.interleave(calls, -(-num_calls // BLOCK), block=BLOCK, settle_s=0.05)
         at_most_ms = {4: 3.0, 16: 8.0}.get(size) if source == EMPTY else None
         what = f"{name}, {size} rank{'s' if size > 1 else ''}"
         ratio = 0.15 if at_most_ms else None
@@ -190,7 +190,7 @@ def at_the_front_end(place: measure.Place, *, num_ranks: int, num_calls: int) ->
 def main(options) -> None:
     sizes = [options.ranks] if options.ranks else [1, 4] if options.quick else [1, 2, 4, 8, 16]
     num_calls = options.runs or (10 if options.quick else 50)
-    num_lines = options.runs or num_calls // 2
+    num_lines = options.runs or (5 if options.quick else 10)
     began_s = time.monotonic()
     rows: list[measure.Row] = []
     with ExitStack() as stack:

@@ -109,14 +109,11 @@ class Ranks:
 def costs(ranks: Ranks, *, num_rounds: int, quick: bool) -> list[measure.Row]:
     """On against off, and on against plain gloo."""
     rows = []
-    few = 8 if quick else 1
-    for num_bytes, words, num_calls in (
-        (8, "8 B", 200 // few),
-        (1000, "1 kB", 200 // few),
-        (1_000_000, "1 MB", 24 // few),
-    ):
-        call = f"all_reduce_s({num_calls}, {num_bytes}, {{}})"
-        rows += compare(f"all-reduce of {words}", ranks.sides(call.format(None), call.format("plain")), num_rounds)
+    few = 4 if quick else 1
+    for num_bytes, words, num_calls in ((8, "8 B", 100), (1000, "1 kB", 40), (1_000_000, "1 MB", 20)):
+        call = f"all_reduce_s({num_calls // few}, {num_bytes}, {{}})"
+        sides = ranks.sides(call.format(None), call.format("plain"))
+        rows += compare(f"all-reduce of {words}", sides, -(-num_rounds // 2))
     step = f"step_s({2 if quick else 4}, '{{}}')"
     rows += compare("DDP step", ranks.sides(step.format("hpcnb"), step.format("gloo")), num_rounds, bar=1.01)
     weights = ranks.run("sum(p.double().sum().item() for p in models['hpcnb'].parameters())", recording=True)

@@ -141,7 +141,7 @@ def main(options) -> None:
         for num_ranks in sizes:
             runs = options.runs or (1 if options.quick else 5)
             few = num_ranks > 4 and not options.runs  # the peer takes half a minute
-            rows += starts(place, num_ranks, num_ours=runs, num_peer=min(runs, 2) if few else runs)
+            rows += starts(place, num_ranks, num_ours=runs, num_peer=1 if few else runs)
     measure.table(rows, peer="ipyparallel.Cluster")
     print(f"took {time.monotonic() - began_s:.0f} s")
 

@@ -354,6 +354,13 @@ class RankProgress(Message):
 
 
 @_message
+class InterruptCell(Message):
+    """For a rank's link thread: raise KeyboardInterrupt in this cell, also if it has not begun yet."""
+
+    cell: int
+
+
+@_message
 class CellReply(Message):
     """How a cell ended on one rank."""
 

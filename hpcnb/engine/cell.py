@@ -124,8 +124,8 @@ class CellRunner:
 
     def _run(self, cell: int, body: Callable[[], _Outcome]) -> None:
         start_ns = self._enter(cell)
-        self._interrupts.begin()
         try:
+            self._interrupts.begin(cell)
             outcome = body()
         except BaseException as error:  # noqa: BLE001 - becomes the reply; the engine lives on
             outcome = _Outcome(error=error)
@@ -140,8 +140,8 @@ class CellRunner:
         task: asyncio.Task[ExecutionResult] = asyncio.ensure_future(
             self._shell.run_cell_async(message.source, store_history=False, transformed_cell=transformed)
         )
-        self._interrupts.begin(task)
         try:
+            self._interrupts.begin(message.cell, task)
             outcome = self._outcome_of(await task, want_pickle=message.want_pickles)
         except asyncio.CancelledError as error:
             outcome = _Outcome(error=error)

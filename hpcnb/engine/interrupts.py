@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from types import FrameType, TracebackType
 
 __all__ = ["Interrupts"]
@@ -17,9 +18,11 @@ class Interrupts:
     """The rank's SIGINT handler; use as a context manager around what must not be torn."""
 
     def __init__(self) -> None:
+        self._main_thread = threading.get_ident()
         self._held = 0
         self._pending = False
-        self._running = False
+        self._cell = 0
+        self._asked = 0
         self._task: asyncio.Task[object] | None = None
         self.cancelled = False  #: the cell that awaits was cancelled by SIGINT
 
@@ -27,16 +30,33 @@ class Interrupts:
         """Take SIGINT over. Main thread only."""
         signal.signal(signal.SIGINT, self._on_signal)
 
-    def begin(self, task: asyncio.Task[object] | None = None) -> None:
-        """Cell code begins; ``task`` if it may await."""
+    def interrupt(self, cell: int) -> None:
+        """Interrupt this cell, now or as soon as it begins; from the link thread."""
+        if self._cell not in (0, cell):
+            return  # that cell is over, and another one runs
+        self._asked = cell
+        signal.pthread_kill(self._main_thread, signal.SIGINT)
+
+    def begin(self, cell: int, task: asyncio.Task[object] | None = None) -> None:
+        """Code of this cell begins; ``task`` if it may await.
+
+        Raises:
+            KeyboardInterrupt: The interrupt was faster than the cell; a task is cancelled instead.
+        """
         self._task = task
         self.cancelled = False
         self._pending = False
-        self._running = True
+        self._cell = cell
+        if self._asked != cell:
+            return
+        if task is None:
+            raise KeyboardInterrupt
+        self.cancelled = True
+        task.cancel()
 
     def end(self) -> None:
         """Cell code is over; a later signal means nothing."""
-        self._running = False
+        self._cell = 0
         self._task = None
         self._pending = False
 
@@ -47,12 +67,12 @@ class Interrupts:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._held -= 1
-        if self._pending and not self._held and self._running:
+        if self._pending and not self._held and self._cell:
             self._pending = False
             raise KeyboardInterrupt
 
     def _on_signal(self, _number: int, frame: FrameType | None) -> None:
-        if not self._running:
+        if not self._cell:
             return
         if self._held:
             self._pending = True

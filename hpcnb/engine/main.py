@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from hpcnb.core.launch import AgentSpec, RunFolder
 from hpcnb.core.mesh import MeshSpec
-from hpcnb.core.messages import Message, RankReady
+from hpcnb.core.messages import InterruptCell, Message, RankReady, Shutdown
 from hpcnb.core.spans import RingWriter, ring_bytes
 from hpcnb.core.version import __version__
 from hpcnb.engine import devices, process_group
@@ -87,7 +87,7 @@ def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder) -> None:
         interrupts.install()  # the engine ignores SIGINT from here on; cells shall not
         loop = engine.loop.asyncio_loop
         loop.add_reader(link.cells, runner.on_readable)
-        link.start(lambda message: _control(message, engine), lambda: os._exit(1))
+        link.start(lambda message: _control(message, engine, interrupts), lambda: os._exit(1))
         link.send(
             RankReady(
                 seat.rank, os.getpid(), os.uname().nodename, str(device),
@@ -111,9 +111,11 @@ def _end() -> None:
         os._exit(0)
 
 
-def _control(message: Message, engine: Engine) -> None:
+def _control(message: Message, engine: Engine, interrupts: Interrupts) -> None:
     """A message for the link thread."""
-    if type(message).__name__ == "Shutdown":
+    if isinstance(message, InterruptCell):
+        interrupts.interrupt(message.cell)
+    elif isinstance(message, Shutdown):
         engine.loop.add_callback(_end)
 
 

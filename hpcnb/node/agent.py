@@ -333,7 +333,7 @@ class Agent:
         elif isinstance(message, m.Interrupt):
             for rank in message.ranks:
                 if rank in self._ranks and self._ranks[rank].cell:
-                    self._ranks[rank].signal(signal.SIGINT)
+                    self._ranks[rank].send_control(m.InterruptCell(self._ranks[rank].cell))
         elif isinstance(message, m.Ask):
             self._server.send(client, m.Answer(message.request, self._answer(message)))
         elif isinstance(message, m.Shutdown):
