@@ -1,12 +1,14 @@
 """What the recorder costs, on against off: an all-reduce loop, and a DDP step of the notebook's network. Is it right?
 
 "gloo" is the same without hpcnb's process group: the price of passing every collective through it. Blocks of all
-sides alternate many times; the ratio is the median of the ratios of neighbours, with its 95 % interval. Then the
+sides alternate many times; the ratio is the median of the ratios of neighbours, with its 95 % interval. The CPU time
+of all ranks together tells what the wall clock of a busy machine cannot. Then the
 breakdown: its categories against stop watches of our own, and a sleep of 50 ms in one rank before an all-reduce.
 """
 
 from __future__ import annotations
 
+import ast
 import statistics
 import time
 
@@ -35,27 +37,29 @@ network = nn.Sequential(
 models = {"hpcnb": DDP(copy.deepcopy(network)), "gloo": DDP(copy.deepcopy(network), process_group=plain)}
 optimizers = {name: torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9) for name, model in models.items()}
 torch.manual_seed(rank)
-batches = [(torch.rand(64, 1, 28, 28), torch.randint(10, (64,))) for _ in range(8)]
+images, labels = torch.rand(64, 1, 28, 28), torch.randint(10, (64,))
+
+def per_turn_s(num_turns, turn, loop):
+    began_s, began_cpu_s = time.perf_counter(), time.process_time()
+    for _ in loop:
+        turn()
+    return (time.perf_counter() - began_s) / num_turns, (time.process_time() - began_cpu_s) / num_turns
 
 def all_reduce_s(num_calls, num_bytes, group):
     values = torch.zeros(num_bytes // 4)
     for _ in range(3):
         dist.all_reduce(values, group=group)
-    began_s = time.perf_counter()
-    for _ in range(num_calls):
-        dist.all_reduce(values, group=group)
-    return (time.perf_counter() - began_s) / num_calls
+    return per_turn_s(num_calls, lambda: dist.all_reduce(values, group=group), range(num_calls))
 
 def step_s(num_steps, name):
     model, optimizer = models[name], optimizers[name]
-    dist.barrier(group=plain)
-    began_s = time.perf_counter()
-    for images, labels in hpc.progress(batches[:num_steps]):
+    def step():
         optimizer.zero_grad()
         loss = F.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
-    return (time.perf_counter() - began_s) / num_steps
+    dist.barrier(group=plain)
+    return per_turn_s(num_steps, step, hpc.progress(range(num_steps)))
 """
 
 #: some of everything, with a stop watch of its own
@@ -94,48 +98,67 @@ class Ranks:
         measure.expect(result.ok, result.failure_text())
         return result.values
 
-    def measured_ms(self, source: str, *, recording: bool) -> float:
-        """The cell's value is seconds; of the slowest rank."""
-        return 1e3 * max(map(float, self.run(source, recording=recording).values()))
 
-    def sides(self, hpcnb_call: str, gloo_call: str) -> dict:
-        return {
-            "on": lambda: self.measured_ms(hpcnb_call, recording=True),
-            "off": lambda: self.measured_ms(hpcnb_call, recording=False),
-            "gloo": lambda: self.measured_ms(gloo_call, recording=False),
-        }
+class Side:
+    """Measures one call whose value is (seconds, seconds of CPU)."""
+
+    def __init__(self, ranks: Ranks, call: str, *, recording: bool) -> None:
+        self._ranks = ranks
+        self._call = call
+        self._recording = recording
+        self.cpu_ms: list[float] = []
+
+    def __call__(self) -> float:
+        """Milliseconds of the slowest rank; keeps the CPU's of all ranks together."""
+        texts = self._ranks.run(self._call, recording=self._recording).values()
+        seconds, cpu_seconds = zip(*map(ast.literal_eval, texts), strict=True)
+        self.cpu_ms.append(1e3 * sum(cpu_seconds))
+        return 1e3 * max(seconds)
 
 
 def costs(ranks: Ranks, *, num_rounds: int, quick: bool) -> list[measure.Row]:
     """On against off, and on against plain gloo."""
-    rows = []
     few = 4 if quick else 1
+    rows = []
     for num_bytes, words, num_calls in ((8, "8 B", 100), (1000, "1 kB", 40), (1_000_000, "1 MB", 20)):
-        call = f"all_reduce_s({num_calls // few}, {num_bytes}, {{}})"
-        sides = ranks.sides(call.format(None), call.format("plain"))
-        rows += compare(f"all-reduce of {words}", sides, -(-num_rounds // 2))
-    step = f"step_s({2 if quick else 4}, '{{}}')"
-    rows += compare("DDP step", ranks.sides(step.format("hpcnb"), step.format("gloo")), num_rounds, bar=1.01)
+        calls = [f"all_reduce_s({num_calls // few}, {num_bytes}, {group})" for group in (None, "plain")]
+        rows += compare(ranks, f"all-reduce of {words}", calls, -(-num_rounds // 2))
+    calls = [f"step_s({8 // few}, {name!r})" for name in ("hpcnb", "gloo")]
+    rows += compare(ranks, "DDP step", calls, num_rounds, bar=1.01)
     weights = ranks.run("sum(p.double().sum().item() for p in models['hpcnb'].parameters())", recording=True)
     measure.expect(len(set(weights.values())) == 1, f"after the steps the networks of the ranks differ: {weights}")
     return rows
 
 
-def compare(what: str, sides: dict, num_rounds: int, *, bar: float | None = None) -> list[measure.Row]:
+def compare(
+    ranks: Ranks, what: str, calls: list[str], num_rounds: int, *, bar: float | None = None
+) -> list[measure.Row]:
+    """Rows of one thing to do: through hpcnb's process group, and through plain gloo."""
+    sides = {
+        "on": Side(ranks, calls[0], recording=True),
+        "off": Side(ranks, calls[0], recording=False),
+        "gloo": Side(ranks, calls[1], recording=False),
+    }
     measure.interleave(sides, 2)
+    for side in sides.values():
+        side.cpu_ms.clear()
     times_ms = measure.interleave(sides, num_rounds)
-    ratios = measure.pair_ratios(times_ms["on"], times_ms["off"])
-    low, high = measure.interval(ratios)
-    of_medians = statistics.median(times_ms["on"]) / statistics.median(times_ms["off"])
-    print(
-        f"{what}: on / off, median of {len(ratios)} pairs {statistics.median(ratios):.3f}, 95 % {low:.3f}-{high:.3f}; "
-        f"of medians {of_medians:.3f}",
-        flush=True,
-    )
+    cpu_ms = {name: side.cpu_ms for name, side in sides.items()}
+    print(f"{what}, on / off: {spread(times_ms)}; CPU: {spread(cpu_ms)}", flush=True)
     return [
         measure.Row(what, "ms", times_ms["on"], times_ms["off"], ratio_at_most=bar, paired=True),
         measure.Row("", "ms", times_ms["on"], times_ms["gloo"], paired=True, peer_name="gloo"),
+        measure.Row("  CPU of all ranks", "ms", cpu_ms["on"], cpu_ms["off"], paired=True),
+        measure.Row("", "ms", cpu_ms["on"], cpu_ms["gloo"], paired=True, peer_name="gloo"),
     ]
+
+
+def spread(times_ms: dict[str, list[float]]) -> str:
+    """How sure the ratio is."""
+    ratios = measure.pair_ratios(times_ms["on"], times_ms["off"])
+    low, high = measure.interval(ratios)
+    of_medians = statistics.median(times_ms["on"]) / statistics.median(times_ms["off"])
+    return f"pairs {statistics.median(ratios):.3f} (95 % {low:.3f}-{high:.3f}), medians {of_medians:.3f}"
 
 
 def sums(cluster: hpcnb.Cluster, *, runs: int) -> list[measure.Row]:
@@ -188,7 +211,7 @@ def sleeps(cluster: hpcnb.Cluster, *, runs: int) -> list[measure.Row]:
 
 
 def main(options) -> None:
-    num_rounds = options.runs or (5 if options.quick else 40)
+    num_rounds = options.runs or (5 if options.quick else 30)
     few = min(num_rounds, 3 if options.quick else 10)
     began_s = time.monotonic()
     with measure.Place(), hpcnb.Cluster(NUM_RANKS) as cluster:

@@ -199,10 +199,12 @@ class Agent:
                 if key.fd == self._template.fileno():
                     self._hear_template()
                     break
-        self._template.close()  # the template ends, and with it the store
+        self._template.close()
         try:
+            # with its store and whatever is left; asked kindly it would first finish importing torch
+            os.kill(self._template_pid, signal.SIGKILL)
             os.waitpid(self._template_pid, 0)
-        except ChildProcessError:
+        except (ProcessLookupError, ChildProcessError):
             pass  # it had ended before
         controller.stop(self._controller, _GRACE_S)
         shutil.rmtree(self._folder.path, ignore_errors=True)

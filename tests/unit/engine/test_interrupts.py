@@ -44,8 +44,13 @@ def test_an_interrupt_of_an_earlier_cell_does_not_stop_the_next(interrupts):
 
 def test_what_is_held_is_finished_first(interrupts):
     interrupts.begin(3)
-    finished = False
-    with pytest.raises(KeyboardInterrupt), interrupts:
-        interrupts.interrupt(3)
-        finished = True
+    finished = []
+
+    def send():
+        with interrupts:
+            interrupts.interrupt(3)
+            finished.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        send()
     assert finished
