@@ -1,9 +1,9 @@
 """What the recorder costs, on against off: an all-reduce loop, and a DDP step of the notebook's network. Is it right?
 
 "gloo" is the same without hpcnb's process group: the price of passing every collective through it. Blocks of all
-sides alternate many times; the ratio is the median of the ratios of neighbours, with its 95 % interval. The CPU time
-of all ranks together tells what the wall clock of a busy machine cannot. Then the
-breakdown: its categories against stop watches of our own, and a sleep of 50 ms in one rank before an all-reduce.
+sides alternate many times; the ratio is the median of the ratios of neighbours, with its 95 % interval. The CPU time of
+all ranks together tells what the wall clock of a busy machine cannot. Then the breakdown: its categories against stop
+watches of our own, and a sleep of 50 ms in one rank before an all-reduce.
 """
 
 from __future__ import annotations

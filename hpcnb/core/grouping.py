@@ -14,7 +14,7 @@ one list of items. The result depends on what each rank said and in which order,
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hpcnb.core.ranks import RankSet
 
@@ -43,14 +43,17 @@ class Item:
     slowest: int = -1
 
 
-@dataclass(eq=False)
 class _Node:
-    parent: _Node | None
-    key: tuple[str, str]
-    depth: int
-    children: dict[tuple[str, str], _Node] = field(default_factory=dict)
-    #: texts that share a key (bars that rewrite themselves): text -> bitmap of ranks
-    variants: dict[str, int] = field(default_factory=dict)
+    """A line in the tree. Light, since a flood makes thousands: dicts only where there is something to hold."""
+
+    __slots__ = ("children", "key", "parent", "variants")
+
+    def __init__(self, parent: _Node | None, key: tuple[str, str]) -> None:
+        self.parent = parent
+        self.key = key
+        self.children: dict[tuple[str, str], _Node] | None = None
+        #: bars that rewrite themselves: texts that share the key -> bitmap of ranks; None for plain lines
+        self.variants: dict[str, int] | None = None
 
 
 @dataclass
@@ -77,7 +80,7 @@ class Grouper:
     """
 
     def __init__(self, ranks: RankSet) -> None:
-        self._root = _Node(None, ("", ""), 0)
+        self._root = _Node(None, ("", ""))
         self._cursors: list[tuple[_Cursor, int]] = [(_Cursor(self._root, {}), ranks.bits)]
 
     def add(self, ranks: RankSet, kind: str, text: str) -> None:
@@ -131,10 +134,15 @@ class Grouper:
 
     @staticmethod
     def _child(node: _Node, key: tuple[str, str], text: str, bits: int) -> _Node:
+        if node.children is None:
+            node.children = {}
         child = node.children.get(key)
         if child is None:
-            child = node.children[key] = _Node(node, key, node.depth + 1)
-        child.variants[text] = child.variants.get(text, 0) | bits
+            child = node.children[key] = _Node(node, key)
+        if text != key[1]:
+            if child.variants is None:
+                child.variants = {}
+            child.variants[text] = child.variants.get(text, 0) | bits
         return child
 
     # --- merging the paths ----------------------------------------------------------------------------------
@@ -263,6 +271,8 @@ def _slowest_variant(variants: dict[str, int]) -> tuple[str, int]:
 def _item(kind: str, nodes: list[_Node], bits: int) -> Item:
     variants: dict[str, int] = {}
     for node in nodes:
+        if node.variants is None:
+            return Item(RankSet.of_bits(bits), kind, node.key[1])  # all nodes have one key
         for text, ranks in node.variants.items():
             if ranks & bits:
                 variants[text] = variants.get(text, 0) | (ranks & bits)

@@ -24,7 +24,7 @@ from hpcnb.core.spans import Flag, Kind
 from hpcnb.engine import devices
 
 if TYPE_CHECKING:
-    from hpcnb.engine.recorder import Operation, Recorder
+    from hpcnb.engine.recorder import Backward, Operation, Recorder
 
 __all__ = ["BACKEND", "HpcnbProcessGroup", "rebuild_groups", "register"]
 
@@ -98,13 +98,13 @@ class RecordedWork(dist.Work):
             return  # gloo's send, recv and reduce_scatter have no future; their wait tells
         self._watched = True
         operation, recorder = self._operation, self._recorder
-        operation.is_done = future.done
         future.add_done_callback(lambda _: recorder.completed(operation))
 
     def get_future(self) -> torch.futures.Future[Any]:
         self._recorder.waited_through_future(self._operation)
-        self.watch()
-        return self._inner.get_future()
+        future = self._inner.get_future()
+        self._operation.is_done = future.done
+        return future
 
     def getFuture(self) -> torch.futures.Future[Any]:  # noqa: N802 - the name C++ looks for
         return self.get_future()
@@ -270,6 +270,20 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         )
 
 
+def _on_backward_end(recorder: Recorder, backward: Backward) -> None:
+    """Tell the recorder when gradients are computed, and when DDP, which waits right after that, is done waiting.
+
+    The engine runs callbacks in the order they were queued, also those queued by callbacks: ours, DDP's, ours.
+    """
+    queue = torch.autograd.Variable._execution_engine.queue_callback
+
+    def computed() -> None:
+        recorder.backward_ended(backward)
+        queue(recorder.backward_settled)
+
+    queue(computed)
+
+
 def _recorded_collective(method: str, name: str, payload: int) -> Callable[..., Any]:
     def collective(self: HpcnbProcessGroup, *args: Any, **kwargs: Any) -> Any:
         recorder = self.recorder
@@ -285,14 +299,15 @@ def _recorded_collective(method: str, name: str, payload: int) -> Callable[..., 
             backward, is_new = recorder.backward(task)
             operation.backward = backward
             if is_new:
-                torch.autograd.Variable._execution_engine.queue_callback(lambda: recorder.backward_ended(backward))
+                _on_backward_end(recorder, backward)
         inner = getattr(self._inner, method)(*args, **kwargs)
         if inner is None:
             return None
         work = RecordedWork(inner, operation, recorder)
         if flags & Flag.ASYNC:
             recorder.opened(operation)
-            work.watch()
+            if operation.backward is None or not recorder.is_last_bucket(operation.backward):
+                work.watch()
         return work
 
     collective.__name__ = method

@@ -82,6 +82,7 @@ class Backward:
     task: int
     ended_ns: int = 0
     exposed_until_ns: int = 0
+    num_issued: int = 0
     operations: set[Operation] = field(default_factory=set)  # waited for through futures, and not over
 
 
@@ -105,6 +106,7 @@ class Recorder:
         self._deepest = 0
         self._num_steps = 0
         self._backward: Backward | None = None
+        self._num_buckets = 0
         self._completing = threading.Lock()
 
     # --- spans of the main thread ---------------------------------------------------------------------------
@@ -284,10 +286,21 @@ class Recorder:
 
     def backward(self, task: int) -> tuple[Backward, bool]:
         """The run of the autograd engine that this thread is in, and whether it is new to us."""
-        if self._backward is None or self._backward.task != task:
-            self._backward = Backward(task)
-            return self._backward, True
-        return self._backward, False
+        backward = self._backward
+        is_new = backward is None or backward.task != task
+        if backward is None or is_new:
+            self._num_buckets = backward.num_issued if backward is not None else 0
+            backward = self._backward = Backward(task)
+        backward.num_issued += 1
+        return backward, is_new
+
+    def is_last_bucket(self, backward: Backward) -> bool:
+        """Whether nothing follows in this backward pass, as far as the previous one tells.
+
+        The end of the last bucket ends DDP's wait and needs no callback on the backend's thread, which costs more
+        than all else here.
+        """
+        return backward.num_issued == self._num_buckets
 
     def backward_ended(self, backward: Backward) -> None:
         """All gradients are computed; DDP begins to wait for the buckets that are still under way."""
@@ -295,6 +308,10 @@ class Recorder:
         waiting = next(iter(list(backward.operations)), None)
         if waiting is not None:
             self.begin_wait(waiting)
+
+    def backward_settled(self) -> None:
+        """DDP has waited for its buckets; called on the main thread when it goes on."""
+        self._settle()
 
     def _write_operation(self, operation: Operation) -> None:
         self._open.discard(operation)

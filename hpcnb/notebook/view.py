@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import html
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import monotonic, perf_counter
 from typing import Any, TextIO
 
@@ -62,7 +64,8 @@ class NotebookView:
         running = [f"running {elapsed_s:.0f} s"] if elapsed_s >= _SILENT_S else []
         bars = [*markup.held_text(run.held), *(markup.bar_text(bar) for bar in run.bars.values())]
         before_s = perf_counter()
-        self._draw(run.items(), run.result, bars, running)
+        with _collector_off():
+            self._draw(run.items(), run.result, bars, running)
         self._next_s = monotonic() + max(_REDRAW_S, 4 * (perf_counter() - before_s))
 
     def finish(self, run: CellRun, result: CellResult) -> None:
@@ -71,7 +74,8 @@ class NotebookView:
         notes = _footer(result)
         below, below_html = (strip.as_text(result), strip.as_html(result)) if self._show_time else ([], "")
         if result.items or bars or notes or below or self._shown:
-            self._draw(result.items, result, bars, notes, below, below_html)
+            with _collector_off():
+                self._draw(result.items, result, bars, notes, below, below_html)
         for output in result.displays:
             if not markup.embeddable(output) and output.bundle.keys() - {"text/plain"}:
                 self._publish(dict(output.bundle), "", False)
@@ -92,6 +96,23 @@ class NotebookView:
         page = markup.items_html(items, result.displays) + _block(bars, "0") + _block(notes, ".4em 0 0") + below_html
         self._publish({"text/plain": plain, "text/html": page}, self._display_id, self._shown)
         self._shown = True
+
+
+@contextlib.contextmanager
+def _collector_off() -> Iterator[None]:
+    """No garbage collection while a view is drawn.
+
+    Drawing makes ten thousands of short-lived objects without cycles. Left on, the collector would promote them and
+    soon walk over all objects of the kernel, a fifth of a second after plots have been imported, at which the kernel
+    answers nobody.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _block(lines: list[str], margin: str) -> str:
