@@ -77,6 +77,7 @@ class CellRunner:
         self._hook = LastValue(shell=shell)
         self._display = LinkDisplay(send=self._send_display)
         self._source = CellSource(shell)
+        self._shown_error: BaseException | None = None
         shell.user_ns.update(names)
 
     def on_readable(self) -> None:
@@ -153,11 +154,12 @@ class CellRunner:
 
     def _enter(self, cell: int) -> int:
         shell = self._shell
-        self._saved = (sys.stdout, sys.stderr, shell.display_pub, shell.display_trap.hook, shell._showtraceback)
+        self._saved = (sys.stdout, sys.stderr, shell.display_pub, shell.display_trap.hook, shell.showtraceback)
         sys.stdout, sys.stderr = self._streams  # a cell may have replaced them for good
         shell.display_pub = self._display
         shell.display_trap.hook = self._hook
-        shell._showtraceback = self._keep_traceback_quiet  # type: ignore[method-assign,assignment]
+        shell.showtraceback = self._keep_error  # type: ignore[method-assign,assignment]
+        self._shown_error = None
         self._hook.bundle = self._hook.value = None
         return self._recorder.begin_cell(cell)
 
@@ -170,7 +172,7 @@ class CellRunner:
                 if buffered is not None:
                     buffered.flush()
             end_ns = self._recorder.end_cell()
-            sys.stdout, sys.stderr, shell.display_pub, shell.display_trap.hook, shell._showtraceback = self._saved  # type: ignore[method-assign]
+            sys.stdout, sys.stderr, shell.display_pub, shell.display_trap.hook, shell.showtraceback = self._saved  # type: ignore[method-assign]
             for name, value in self._names.items():  # `del rank` brings ours back
                 shell.user_ns.setdefault(name, value)
             self._source.end()
@@ -182,9 +184,9 @@ class CellRunner:
                 )
             )  # fmt: skip
 
-    @staticmethod
-    def _keep_traceback_quiet(*_: object) -> None:
-        """The error travels in the reply."""
+    def _keep_error(self, exc_tuple: Any = None, *_: object, **__: object) -> None:
+        """The error travels in the reply; IPython shows only those that end nothing, as of %run, this way."""
+        self._shown_error = sys.exc_info()[1] if exc_tuple is None else exc_tuple[1]
 
     def _notices(self, outcome: _Outcome) -> list[str]:
         notices = list(outcome.notices)
@@ -211,7 +213,7 @@ class CellRunner:
         return self._outcome_of(result, want_pickle=message.want_pickles)
 
     def _outcome_of(self, result: ExecutionResult, *, want_pickle: bool) -> _Outcome:
-        error = result.error_before_exec or result.error_in_exec
+        error = result.error_before_exec or result.error_in_exec or self._shown_error
         if isinstance(error, SystemExit):
             return _Outcome(notices=(_EXIT,))
         if isinstance(error, SyntaxError):
@@ -224,8 +226,8 @@ class CellRunner:
             if data.keys() - {"text/plain"}:
                 self._send_display(data, {**metadata, "hpcnb_value": True}, "", False)
                 outcome.shown = True
-            if want_pickle:
-                outcome.pickled, outcome.problem = _pickle(self._hook.value)
+        if want_pickle and error is None and self._hook.value is not None:
+            outcome.pickled, outcome.problem = _pickle(self._hook.value)
         return outcome
 
     def _call(self, message: CallFunction) -> _Outcome:

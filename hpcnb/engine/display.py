@@ -18,6 +18,10 @@ class LastValue(DisplayHook):
     value: Any = AnyTrait(None, allow_none=True)
     muted: Any = AnyTrait(False)
 
+    def __call__(self, result: object = None) -> None:
+        self.value = result  # also of a muted expression: --out wants it
+        super().__call__(result)
+
     def quiet(self) -> bool:
         return bool(self.muted)
 
@@ -29,10 +33,6 @@ class LastValue(DisplayHook):
 
     def write_format_data(self, format_dict: dict[str, Any], md_dict: dict[str, Any] | None = None) -> None:
         self.bundle = (format_dict, md_dict or {})
-
-    def update_user_ns(self, result: object) -> None:
-        self.value = result
-        super().update_user_ns(result)
 
     def fill_exec_result(self, result: object) -> None:
         pass

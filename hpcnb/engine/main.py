@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import builtins
 import datetime
 import gc
 import logging
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from IPython.core import page
 from torch.distributed.device_mesh import init_device_mesh
 
 from hpcnb.core.launch import AgentSpec, RunFolder
@@ -62,7 +64,7 @@ def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder) -> None:
     os.setsid()  # a group of its own: what a cell starts can be ended with its rank
     link, ring = _connect(seat, folder, interrupts)
     _seed(seat.rank)
-    _quiet_exit_warning()
+    _prepare_interpreter(seat, spec)
     torch.set_num_threads(spec.threads_per_rank)
     recorder = Recorder(ring, enabled=spec.record)
     device = devices.select_device(seat.local_rank)
@@ -83,6 +85,7 @@ def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder) -> None:
             LinkStream("stderr", 2, link, interrupts, lambda: recorder.cell),
         )
         sys.stdout, sys.stderr = streams
+        _prepare_shell(engine.kernel.shell)
         runner = CellRunner(seat.rank, engine.kernel.shell, link, streams, recorder, interrupts, names)
         interrupts.install()  # the engine ignores SIGINT from here on; cells shall not
         loop = engine.loop.asyncio_loop
@@ -176,9 +179,50 @@ def _join_group(
     }
 
 
-def _quiet_exit_warning() -> None:
-    """IPython warns after sys.exit() how to leave a terminal; the reply says what happened here."""
+def _prepare_interpreter(seat: RankSeat, spec: AgentSpec) -> None:
+    """What code on a rank expects of its process, and what it cannot have."""
+    # as torchrun names them
+    os.environ.update(
+        RANK=str(seat.rank),
+        LOCAL_RANK=str(seat.local_rank),
+        WORLD_SIZE=str(spec.world_size),
+        LOCAL_WORLD_SIZE=str(spec.num_ranks),
+    )
+    # IPython warns after sys.exit() how to leave a terminal; the reply says what happened here
     warnings.filterwarnings("ignore", message="To exit: use", category=UserWarning)
+    # processes that a cell forks (multiprocessing, data loaders) end as any other process does
+    os.register_at_fork(after_in_child=_restore_signals)
+    builtins.input = _no_input
+    sys.breakpointhook = _no_breakpoint
+
+
+def _restore_signals() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _no_input(prompt: object = "") -> str:
+    msg = f"input({prompt!r}) is not possible on ranks: ask in the notebook and give the answer to the cell"
+    raise RuntimeError(msg)
+
+
+def _no_breakpoint(*_: object, **__: object) -> None:
+    msg = "breakpoint() is not possible on ranks yet: print what you need, or use hpc.span and %hpc timing"
+    raise RuntimeError(msg)
+
+
+def _prepare_shell(shell: Any) -> None:
+    """What IPython does for a front-end of its own is done for the link."""
+    # `exit` and `quit` would stop the engine's event loop
+    shell.ask_exit = _exit_cell
+    # `name?` is shown as output
+    shell.set_hook("show_in_pager", page.as_hook(page.display_page), 90)
+    # tqdm.auto and others take this for a kernel whose widgets somebody shows; their text form is what works here
+    shell.config.pop("IPKernelApp", None)
+
+
+def _exit_cell() -> None:
+    raise SystemExit
 
 
 def prepare_template() -> None:

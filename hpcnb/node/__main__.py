@@ -20,9 +20,6 @@ def main() -> None:
     """Start template and agent."""
     folder = RunFolder(Path(sys.argv[1]))
     spec = AgentSpec.load(folder.spec)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
-    )
     python = ".".join(platform.python_version_tuple()[:2])
     if (spec.hpcnb_version, spec.python_version) != (__version__, python):
         # exit status and last line are read by the launcher
@@ -42,6 +39,9 @@ def main() -> None:
         os._exit(1)
     to_agent.close()
     rendezvous.close()
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
+    )
     from hpcnb.node.agent import Agent
 
     Agent(spec, folder, to_template, pid, address).run()
