@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter_ns
-from typing import Protocol
+from typing import Any, Protocol
 
 from hpcnb.cluster.result import CellResult, RankError, RawSpans, RichOutput
 from hpcnb.core import messages as m
@@ -76,7 +76,9 @@ class CellRun:
         self.submitted_ns = 0
         self.changed = False
         self.signalled = False
+        self._times: dict[int, tuple[int, int]] = {}
         self._grouper = Grouper(ranks)
+        self._cleared = RankSet()
         self._numbers: dict[str, int] = {}
         self._display_ids: dict[str, int] = {}
         self._spoken: dict[int, list[str]] = {rank: [] for rank in ranks}
@@ -85,32 +87,46 @@ class CellRun:
         """The merged output so far."""
         return self._grouper.layout()
 
-    def feed(self, message: m.Message) -> list[watch.Action]:
+    def feed(self, message: m.Message) -> list[watch.Action]:  # noqa: C901, PLR0912 - one branch per message
         """Take one message of an agent; returns what the watch wants done."""
-        if isinstance(message, m.Output) and message.cell == self.result.cell:
-            for ranks, entries in message.entries:
-                for kind, text in entries:
-                    self._say(ranks, kind, text)
-        elif isinstance(message, m.Display) and message.cell == self.result.cell:
-            self._show(message)
-        elif isinstance(message, m.Held) and message.cell == self.result.cell:
-            self.held = [(ranks, num_lines, newest) for ranks, num_lines, newest in message.entries]
-            self.changed = True
-        elif isinstance(message, m.Progress) and message.cell == self.result.cell:
-            bar = self.bars.setdefault(
-                (message.bar, message.description, message.total), Bar(message.description, message.total)
-            )
-            bar.positions.update({rank: (position, elapsed) for rank, (position, elapsed) in message.positions.items()})
-            bar.finished = message.finished
-            self.changed = True
-        elif isinstance(message, m.RankExited):
+        if isinstance(message, m.RankExited):
             if message.rank in self.watch.running:
                 self.result.exits[message.rank] = message.status
                 self.result.exit_lines[message.rank] = message.last_lines
             return self.tell(watch.Exited(message.rank))
-        elif isinstance(message, m.CellDone) and message.cell == self.result.cell:
-            return self._done(message)
+        if getattr(message, "cell", None) != self.result.cell:
+            return []  # of an earlier cell that some ranks still run
+        match message:
+            case m.Output():
+                for ranks, entries in message.entries:
+                    for kind, text in entries:
+                        self._say(ranks, kind, text)
+            case m.Display():
+                self._show(message)
+            case m.Clear():
+                self._cleared |= message.ranks
+                if not message.wait:
+                    self._clear(message.ranks)
+            case m.Held():
+                self.held = [(ranks, num_lines, newest) for ranks, num_lines, newest in message.entries]
+                self.changed = True
+            case m.Progress():
+                self._move(message)
+            case m.Replies():
+                return self._take(message.replies)
+            case m.CellDone():
+                return self._done(message)
         return []
+
+    def _move(self, message: m.Progress) -> None:
+        key = (message.bar, message.description, message.total)
+        bar = self.bars.setdefault(key, Bar(message.description, message.total))
+        for earlier in [number for number, each in self.bars.items() if each.finished and each is not bar]:
+            if earlier[1:] == key[1:] and earlier[0] < message.bar:
+                del self.bars[earlier]  # an inner loop: its next round takes the place of the one before
+        bar.positions.update({rank: (position, elapsed) for rank, (position, elapsed) in message.positions.items()})
+        bar.finished = message.finished
+        self.changed = True
 
     def tell(self, event: watch.Event) -> list[watch.Action]:
         """Feed the watch."""
@@ -118,13 +134,22 @@ class CellRun:
         self.result.interrupted = self.watch.interrupted and not self.watch.timed_out
         return actions
 
+    def _clear(self, ranks: RankSet) -> None:
+        """Forget what ranks said that have cleared their output and now say something else."""
+        if cleared := self._cleared & ranks:
+            self._cleared -= cleared
+            self._grouper.clear(cleared)
+            self.changed = True
+
     def _say(self, ranks: RankSet, kind: str, text: str) -> None:
+        self._clear(ranks)
         self._grouper.add(ranks, kind, text)
         for rank in ranks:
             self._spoken[rank].append(f"... {text} ...\n" if kind == "cut" else text)
         self.changed = True
 
     def _show(self, message: m.Display) -> None:
+        self._clear(message.ranks)
         self.changed = True
         bundle = message.bundle
         kind = "value" if message.metadata.pop("hpcnb_value", False) else "display"
@@ -147,17 +172,30 @@ class CellRun:
             self._display_ids[f"{message.ranks} {message.display_id}"] = number
         self._grouper.add(message.ranks, kind, str(number))
 
-    def _done(self, message: m.CellDone) -> list[watch.Action]:
-        result = self.result
-        times: dict[int, tuple[int, int]] = {}
+    def _take(self, replies: list[Any]) -> list[watch.Action]:
         actions: list[watch.Action] = []
-        for reply in sorted((m.CellReply(*fields) for fields in message.replies), key=lambda reply: reply.rank):
-            times[reply.rank] = (reply.start_ns, reply.end_ns)
+        for reply in sorted((m.CellReply(*fields) for fields in replies), key=lambda reply: reply.rank):
+            self._times[reply.rank] = (reply.start_ns, reply.end_ns)
             self._reply(reply)
             actions += self.tell(watch.Replied(reply.rank))
-        done_ns = perf_counter_ns()
-        result.spans = RawSpans(self.submitted_ns, done_ns, times, message.spans, message.strings, message.spans_lost)
+        self.changed = True
         return actions
+
+    def _done(self, message: m.CellDone) -> list[watch.Action]:
+        actions = self._take(message.replies)
+        for rank in self.watch.running:  # ended before the cell reached them
+            actions += self.tell(watch.Exited(rank))
+        self.result.spans = RawSpans(
+            self.submitted_ns, perf_counter_ns(), self._times, message.spans, message.strings, message.spans_lost
+        )
+        return actions
+
+    def news(self) -> list[str]:
+        """While some ranks run on: who has failed, since that may be why."""
+        if not self.result.errors or not self.watch.running:
+            return []
+        lines = [line for line in self.result.failure_heads() if line]
+        return [*lines, f"{self.watch.running.words()} still run{'s' if len(self.watch.running) == 1 else ''}"]
 
     def _reply(self, reply: m.CellReply) -> None:
         result, rank = self.result, reply.rank

@@ -21,7 +21,7 @@ from hpcnb.cluster.node import Node
 from hpcnb.cluster.result import CellResult
 from hpcnb.core import lifecycle, watch
 from hpcnb.core import messages as m
-from hpcnb.core.errors import ClusterStateError, TransferError
+from hpcnb.core.errors import ClusterStateError, LaunchError, OptionError, TransferError
 from hpcnb.core.launch import IDLE_TIMEOUT_S, RunFolder
 from hpcnb.core.mesh import MeshSpec
 from hpcnb.core.ranks import RankSet
@@ -62,7 +62,7 @@ class Cluster:
 
     Raises:
         MeshError: The mesh does not fit the number of ranks.
-        ValueError: A number out of range, or an unknown launcher.
+        OptionError: A number out of range, or an unknown launcher.
         UnsupportedPlatform: Ranks cannot run on this operating system.
     """
 
@@ -83,12 +83,15 @@ class Cluster:
         machine.check_platform()
         if launcher not in LAUNCHERS:
             msg = f"no launcher {launcher!r}; there are {', '.join(LAUNCHERS)}"
-            raise ValueError(msg)
+            raise OptionError(msg)
         if num_ranks is None:
             num_ranks = MeshSpec.parse(mesh).num_ranks if mesh is not None else machine.default_num_ranks()
-        if not isinstance(num_ranks, int) or num_ranks < 1:
+        if not isinstance(num_ranks, int) or isinstance(num_ranks, bool) or num_ranks < 1:
             msg = f"a cluster has at least 1 rank, not {num_ranks!r}; for example hpcnb.Cluster(4)"
-            raise ValueError(msg)
+            raise OptionError(msg)
+        if threads_per_rank is not None and threads_per_rank < 1:
+            msg = f"a rank has at least 1 thread, not {threads_per_rank!r}"
+            raise OptionError(msg)
         self.mesh = MeshSpec.for_world(num_ranks, mesh)
         self.name = name
         self.launcher = launcher
@@ -107,7 +110,7 @@ class Cluster:
         self._run_lock = threading.Lock()
         self._ready: dict[int, m.RankReady] = {}
         self._exited: dict[int, m.RankExited] = {}
-        self._busy = RankSet()
+        self._busy: dict[int, int] = {}
         self._generation = 0
         self._history: deque[CellResult] = deque(maxlen=_KEPT_CELLS)
         self._client: ipp.Client | None = None
@@ -170,6 +173,14 @@ class Cluster:
 
     def _launch(self) -> Node:
         folder = RunFolder.create(self.name)
+        try:
+            return self._launch_in(folder)
+        except (OSError, ValueError, TypeError) as error:
+            folder.remove()
+            msg = f"the node agent cannot be started: {error}; look at python= and environment="
+            raise LaunchError(msg) from error
+
+    def _launch_in(self, folder: RunFolder) -> Node:
         spec = local.new_spec(
             folder, self.mesh, cluster_name=self.name, threads_per_rank=self._threads_per_rank,
             idle_timeout_s=self._idle_timeout_s, environment=self._environment, record=self._record,
@@ -181,7 +192,7 @@ class Cluster:
         self._state = lifecycle.Lifecycle(self.world_size)
         self._ready.clear()
         self._exited.clear()
-        self._busy = RankSet()
+        self._busy.clear()
         self._generation = 0
         self._inbox = waiting.Inbox()
         self.start_stages = []
@@ -215,8 +226,13 @@ class Cluster:
             self._ready[message.rank] = message
         elif isinstance(message, m.RankExited) and not message.expected:
             self._exited[message.rank] = message
-        elif isinstance(message, m.CellDone):
-            self._busy = RankSet()
+            self._busy.pop(message.rank, None)
+        elif isinstance(message, m.Replies | m.CellDone):
+            done = isinstance(message, m.CellDone)
+            answered = {fields[1] for fields in message.replies}  # the rank, see CellReply
+            for rank, cell in list(self._busy.items()):
+                if cell == message.cell and (done or rank in answered):
+                    self._busy.pop(rank, None)
         self._inbox.put(message)
 
     def _running_node(self) -> Node:
@@ -320,16 +336,17 @@ class Cluster:
         node = self._running_node()
         if timeout_s is not None and timeout_s <= 0:
             msg = f"timeout {timeout_s:g} s: a timeout is more than 0 seconds"
-            raise ValueError(msg)
+            raise OptionError(msg)
         ranks = select(on, self.selection_context(slowest="slowest" in on))
         if not self._run_lock.acquire(blocking=False):
             msg = "another cell is running on this cluster; wait for it, or type %hpc interrupt"
             raise ClusterStateError(msg)
         try:
+            self._inbox = waiting.Inbox()  # before looking: who ends from now on is heard of
             self._check_ranks(ranks)
             cell = next(self._numbers)
             run = CellRun(cell, label or f"cell {cell}", ranks, self.world_size)
-            self._inbox = waiting.Inbox()
+            self._busy.update(dict.fromkeys(ranks, cell))
             message = make(cell, ranks)
             with waiting.sigint_as_event(run, self._inbox):
                 run.submitted_ns = time.perf_counter_ns()
@@ -339,7 +356,6 @@ class Cluster:
             if run.watch.timed_out:
                 result.timeout_s = timeout_s
             if result.busy:
-                self._busy = result.busy
                 result.busy_states = {row["rank"]: row["state"] for row in self.status() if row["rank"] in result.busy}
         finally:
             self._run_lock.release()
@@ -353,12 +369,15 @@ class Cluster:
         if dead:
             status = self._exited[dead.first()].status
             how = f"signal {-status}" if status < 0 else f"status {status}"
+            if len(self._exited) == self.world_size:
+                msg = f"all ranks have ended ({how}); type  %hpc stop  and then  %hpc start {self.world_size}"
+                raise ClusterStateError(msg)
             msg = (
                 f"{dead.words()} of {self.world_size} {'has' if len(dead) == 1 else 'have'} ended ({how}); run on the "
                 f"others with  --on ~({dead})  or start again with  %hpc stop  and  %hpc start {self.world_size}"
             )
             raise ClusterStateError(msg)
-        if busy := self._busy & ranks:
+        if busy := RankSet(self._busy) & ranks:
             msg = (
                 f"{busy.words()} still run{'s' if len(busy) == 1 else ''} an earlier cell; "
                 "type %hpc interrupt to stop it, %hpc status to see it, or choose other ranks with --on"
@@ -424,7 +443,7 @@ class Cluster:
         """What a rank wrote outside of cells; without a rank, the log of the agent."""
         if rank is not None and not 0 <= rank < self.world_size:
             msg = f"no rank {rank}; the cluster has ranks 0-{self.world_size - 1}"
-            raise ValueError(msg)
+            raise OptionError(msg)
         return str(self._running_node().ask("logs", -1 if rank is None else rank))
 
     def timeline(self) -> Timeline:

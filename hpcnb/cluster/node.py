@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import queue
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +37,7 @@ class Node:
         self.folder = folder
         self._on_message = on_message
         self._answers: dict[int, queue.SimpleQueue[Any]] = {}
+        self._farewell = ""
         self._requests = itertools.count(1)
         self.agent = local.launch(spec, folder, python=python)
         self.link = Link(spec, self._hear)
@@ -49,15 +48,15 @@ class Node:
             if (waiting := self._answers.pop(message.request, None)) is not None:
                 waiting.put(message.value)
         else:
+            if isinstance(message, m.Farewell):
+                self._farewell = message.reason
             self._on_message(message)
 
     def check(self) -> None:
         """Raise LinkError if the agent is gone."""
         if (status := self.agent.ended()) is not None:
-            msg = (
-                f"the node agent ended with status {status}, and its ranks with it; "
-                "type  %hpc stop  and then  %hpc start"
-            )
+            why = self._farewell or f"status {status}"
+            msg = f"the node agent ended, and its ranks with it ({why}); type  %hpc stop  and then  %hpc start"
             raise LinkError(msg)
 
     def ask(self, question: str, argument: int = 0) -> Any:
@@ -86,6 +85,4 @@ class Node:
                     self.agent.kill()
         finally:
             self.link.close()
-            shutil.rmtree(self.folder.path, ignore_errors=True)  # gone already unless the agent was killed
-            with contextlib.suppress(OSError):  # other clusters may be running
-                self.folder.path.parent.rmdir()
+            self.folder.remove()  # gone already unless the agent was killed

@@ -66,7 +66,7 @@ class RawSpans:
     lost: dict[int, int]
 
 
-@dataclass
+@dataclass(repr=False)
 class CellResult:
     """How a cell ended on every rank it ran on.
 
@@ -108,18 +108,33 @@ class CellResult:
     pickles: dict[int, bytes] = field(default_factory=dict, repr=False)
     problems: dict[int, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        how = "ok" if self.ok else "failed"
+        lines = [f"<CellResult of {self.label} on {self.ranks.words()}: {how}>"]
+        for item in self.items:
+            text = item.text.removeprefix("repr ")
+            if item.kind == "display" or (item.kind == "value" and text == item.text):
+                text = str(self.displays[int(item.text)].bundle.get("text/plain", "(rich output)"))
+            lines.append(f"{'Out' if item.kind == 'value' else ''}[{item.ranks}] {text}")
+        if not self.ok:
+            lines.append(self.failure_text())
+        return "\n".join(lines)
+
     @property
     def ok(self) -> bool:
         """Whether every rank finished without an error."""
         return not (self.errors or self.exits or self.busy)
 
-    def objects(self) -> dict[int, Any]:
+    def objects(self, *, partial: bool = False) -> dict[int, Any]:
         """``{rank: value of the last expression}``, as objects; only where they were asked for.
+
+        Args:
+            partial: Leave out ranks whose value cannot be pickled.
 
         Raises:
             TransferError: A rank's value cannot be pickled, or not be read here.
         """
-        if self.problems:
+        if self.problems and not partial:
             grouped: dict[str, list[int]] = {}
             for rank, problem in self.problems.items():
                 grouped.setdefault(problem, []).append(rank)
@@ -189,10 +204,7 @@ class CellResult:
         parts: list[str] = []
         if self.timeout_s is not None:
             parts.append(f"the cell ran longer than its timeout of {self.timeout_s:g} s and was interrupted")
-        groups: dict[str, list[int]] = {}
-        for rank, error in sorted(self.errors.items()):
-            groups.setdefault(error.key, []).append(rank)
-        parts += [self._error_text(RankSet(ranks), self.errors[ranks[0]]) for ranks in sorted(groups.values())]
+        parts += [self._error_text(ranks, error) for ranks, error in self._distinct_errors()]
         parts += [self._exit_text(rank, status) for rank, status in sorted(self.exits.items())]
         if self.busy:
             runs = "runs" if len(self.busy) == 1 else "run"
@@ -204,15 +216,28 @@ class CellResult:
             parts.append(f"{self.label} was interrupted")
         return "\n\n".join(parts)
 
-    def _error_text(self, ranks: RankSet, error: RankError) -> str:
+    def failure_heads(self) -> list[str]:
+        """Who raised what, and in which line: without tracebacks."""
+        return [self._error_head(ranks, error) for ranks, error in self._distinct_errors()]
+
+    def _distinct_errors(self) -> list[tuple[RankSet, RankError]]:
+        groups: dict[str, list[int]] = {}
+        for rank in sorted(self.errors):
+            groups.setdefault(self.errors[rank].key, []).append(rank)
+        return [(RankSet(ranks), self.errors[ranks[0]]) for ranks in sorted(groups.values())]
+
+    def _error_head(self, ranks: RankSet, error: RankError) -> str:
         head = f"{ranks.words()} of {self.world_size} raised  {error}"
-        lines = [head]
-        if error.line:
-            where = "line" if error.cell == self.label else f"{error.cell}, line"
-            lines.append(f"      {where} {error.line}:  {error.code}")
+        if not error.line:
+            return head
+        where = "line" if error.cell == self.label else f"{error.cell}, line"
+        return f"{head}\n      {where} {error.line}:  {error.code}"
+
+    def _error_text(self, ranks: RankSet, error: RankError) -> str:
+        head = self._error_head(ranks, error)
         if error.traceback and error.ename != "KeyboardInterrupt":
-            lines += ["", error.traceback]
-        return "\n".join(lines)
+            return f"{head}\n\n{error.traceback}"
+        return head
 
     def _exit_text(self, rank: int, status: int) -> str:
         import signal

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from hpcnb.core import lifecycle, watch
 from hpcnb.core import messages as m
-from hpcnb.core.errors import LaunchError, VersionMismatch
+from hpcnb.core.errors import LaunchError, LinkError, VersionMismatch
 
 if TYPE_CHECKING:
     from hpcnb.cluster.cell_run import CellRun, CellView
@@ -170,6 +170,9 @@ class CellWait:
         actions: list[watch.Action] = []
         if message is None:
             self._node.check()
+        elif isinstance(message, m.Farewell):
+            msg = f"the cluster ended: {message.reason}; type  %hpc stop  and then  %hpc start"
+            raise LinkError(msg)
         else:
             actions = self.run.feed(message) if isinstance(message, m.Message) else self.run.tell(message)
         now_s = time.monotonic()

@@ -3,6 +3,7 @@
 ::
 
     HpcnbError
+    +-- OptionError            an argument that cannot be (no ranks, unknown launcher, negative time)
     +-- MagicError             a magic line that cannot be read (unknown verb, option, value)
     +-- SelectionError         --on does not name ranks of this cluster
     +-- MeshError              axes and sizes that cannot be, or do not fit the number of ranks
@@ -32,6 +33,7 @@ __all__ = [
     "LinkError",
     "MagicError",
     "MeshError",
+    "OptionError",
     "SelectionError",
     "TimelineError",
     "TransferError",
@@ -46,6 +48,10 @@ class HpcnbError(Exception):
     def _render_traceback_(self) -> list[str]:
         # IPython asks for this; a UsageError subclass would print all frames (IPython #14024)
         return [f"{type(self).__name__}: {self}"]
+
+
+class OptionError(HpcnbError, ValueError):
+    """An argument that cannot be."""
 
 
 class MagicError(HpcnbError):

@@ -94,6 +94,16 @@ class Grouper:
                 self._put(moved, self._advance(cursor, kind, text, touched), touched)
         self._cursors = list(moved.values())
 
+    def clear(self, ranks: RankSet) -> None:
+        """Forget what these ranks have said."""
+        moved: _Cursors = {}
+        for cursor, bits in self._cursors:
+            if bits & ~ranks.bits:
+                self._put(moved, cursor, bits & ~ranks.bits)
+            if bits & ranks.bits:
+                self._put(moved, _Cursor(self._root, {}), bits & ranks.bits)
+        self._cursors = list(moved.values())
+
     def finish(self) -> None:
         """No more output: lines that have not ended are complete now."""
         moved: _Cursors = {}

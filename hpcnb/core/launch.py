@@ -6,10 +6,12 @@ logs, sockets, the ipyparallel profile and floods of output. It is removed as a 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import secrets
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +145,12 @@ class RunFolder:
         folder.cells.mkdir(mode=0o700)
         folder.profile.mkdir(mode=0o700)
         return folder
+
+    def remove(self) -> None:
+        """Remove the folder, and the one for all clusters if this was the last."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # other clusters are running
+            self.path.parent.rmdir()
 
     @property
     def spec(self) -> Path:

@@ -59,7 +59,7 @@ class MeshSpec:
         return cls(tuple(axes), tuple(sizes))
 
     @classmethod
-    def for_world(cls, world_size: int, text: str | None = None) -> MeshSpec:
+    def for_world(cls, world_size: int, text: object = None) -> MeshSpec:
         """The mesh that was asked for, checked against the number of ranks; one axis ``dp`` when none was.
 
         Raises:
@@ -67,6 +67,9 @@ class MeshSpec:
         """
         if text is None:
             return cls(("dp",), (world_size,))
+        if not isinstance(text, str):
+            msg = f"mesh {text!r} is a {type(text).__name__}; write axis=size as text, for example mesh='dp=2,tp=2'"
+            raise MeshError(msg)
         mesh = cls.parse(text)
         if mesh.num_ranks != world_size:
             product = " x ".join(f"{axis}={size}" for axis, size in zip(mesh.axes, mesh.sizes, strict=True))

@@ -286,6 +286,15 @@ class Display(Message):
 
 
 @_message
+class Clear(Message):
+    """``clear_output`` of some ranks: forget what they said; ``wait`` until they say something else."""
+
+    cell: int
+    ranks: RankSet
+    wait: bool
+
+
+@_message
 class Progress(Message):
     """Where one ``hpc.progress`` of some ranks is: {rank: (position, elapsed_s)} for one bar."""
 
@@ -295,6 +304,14 @@ class Progress(Message):
     total: int  # -1 if unknown
     positions: dict[int, Any]
     finished: bool
+
+
+@_message
+class Replies(Message):
+    """Ranks that have answered while others still run the cell; CellDone does not repeat them."""
+
+    cell: int
+    replies: list[Any]  # CellReply fields, see CellReply
 
 
 @_message
@@ -338,6 +355,14 @@ class RankDisplay(Message):
     metadata: dict[str, Any]
     display_id: str
     update: bool
+
+
+@_message
+class RankClear(Message):
+    """A rank's ``clear_output``."""
+
+    cell: int
+    wait: bool
 
 
 @_message

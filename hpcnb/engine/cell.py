@@ -18,6 +18,7 @@ from hpcnb.core.messages import (
     CellReply,
     FrameReader,
     Message,
+    RankClear,
     RankDisplay,
     Rebuild,
     Recording,
@@ -75,7 +76,7 @@ class CellRunner:
         self._queue: deque[Message] = deque()
         self._busy = False
         self._hook = LastValue(shell=shell)
-        self._display = LinkDisplay(send=self._send_display)
+        self._display = LinkDisplay(send=self._send_display, clear=self._send_clear)
         self._source = CellSource(shell)
         self._shown_error: BaseException | None = None
         shell.user_ns.update(names)
@@ -125,13 +126,17 @@ class CellRunner:
 
     def _run(self, cell: int, body: Callable[[], _Outcome]) -> None:
         start_ns = self._enter(cell)
+        outcome: _Outcome | None = None
         try:
-            self._interrupts.begin(cell)
-            outcome = body()
-        except BaseException as error:  # noqa: BLE001 - becomes the reply; the engine lives on
-            outcome = _Outcome(error=error)
-        finally:
+            try:
+                self._interrupts.begin(cell)
+                outcome = body()
+            except BaseException as error:  # noqa: BLE001 - becomes the reply; the engine lives on
+                outcome = _Outcome(error=error)
             self._interrupts.end()
+        except KeyboardInterrupt as error:  # between two lines above
+            self._interrupts.end()
+            outcome = outcome or _Outcome(error=error)
         self._leave(cell, start_ns, outcome)
 
     async def _run_awaiting(self, message: RunCell) -> None:
@@ -158,7 +163,7 @@ class CellRunner:
         sys.stdout, sys.stderr = self._streams  # a cell may have replaced them for good
         shell.display_pub = self._display
         shell.display_trap.hook = self._hook
-        shell.showtraceback = self._keep_error  # type: ignore[method-assign,assignment]
+        shell.showtraceback = self._keep_error  # type: ignore[method-assign]
         self._shown_error = None
         self._hook.bundle = self._hook.value = None
         return self._recorder.begin_cell(cell)
@@ -176,6 +181,10 @@ class CellRunner:
             for name, value in self._names.items():  # `del rank` brings ours back
                 shell.user_ns.setdefault(name, value)
             self._source.end()
+            # IPython (9.5 and later) keeps whatever a cell prints for a history that cells here are not in
+            getattr(shell.history_manager, "outputs", {}).clear()
+            for stream in self._streams:
+                stream.__dict__.pop("write", None)  # its wrapper stays when an interrupt hits it
             self._link.send(
                 CellReply(
                     cell, self._rank, outcome.error is None, start_ns, end_ns, outcome.text, outcome.has_value,
@@ -241,6 +250,11 @@ class CellRunner:
     def _rebuild(self, message: Rebuild) -> _Outcome:
         count = process_group.rebuild_groups(message.generation)
         return _Outcome(text=str(count), has_value=True)
+
+    def _send_clear(self, wait: bool) -> None:  # noqa: FBT001 - IPython's order
+        for stream in self._streams:
+            stream.flush()
+        self._link.send(RankClear(self._recorder.cell, wait))
 
     def _send_display(self, data: dict[str, Any], metadata: dict[str, Any], display_id: str, update: bool) -> None:  # noqa: FBT001
         for stream in self._streams:

@@ -45,6 +45,7 @@ class LinkDisplay(DisplayPublisher):
     """Sends rich output to the notebook."""
 
     send: Any = AnyTrait()
+    clear: Any = AnyTrait()
 
     def publish(
         self,
@@ -59,4 +60,4 @@ class LinkDisplay(DisplayPublisher):
         self.send(data, metadata or {}, (transient or {}).get("display_id", ""), update)
 
     def clear_output(self, wait: bool = False) -> None:  # noqa: FBT001, FBT002 - IPython's signature
-        pass
+        self.clear(wait)

@@ -9,9 +9,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+from time import perf_counter
 from types import FrameType, TracebackType
 
 __all__ = ["Interrupts"]
+
+#: Every interrupt comes twice: as a signal, which C code that holds the interpreter lock takes when it is done, and
+#: through the link thread, which knows the cell it is meant for. Within this time they are one.
+_ONE_INTERRUPT_S = 0.5
 
 
 class Interrupts:
@@ -23,6 +28,7 @@ class Interrupts:
         self._pending = False
         self._cell = 0
         self._asked = 0
+        self._raised = (0, 0.0)  # the cell that was interrupted last, and when
         self._task: asyncio.Task[object] | None = None
         self.cancelled = False  #: the cell that awaits was cancelled by SIGINT
 
@@ -32,8 +38,8 @@ class Interrupts:
 
     def interrupt(self, cell: int) -> None:
         """Interrupt this cell, now or as soon as it begins; from the link thread."""
-        if self._cell not in (0, cell):
-            return  # that cell is over, and another one runs
+        if self._cell not in (0, cell) or self._has_raised(cell):
+            return  # that cell is over and another one runs, or the agent's own signal was faster
         self._asked = cell
         signal.pthread_kill(self._main_thread, signal.SIGINT)
 
@@ -60,6 +66,11 @@ class Interrupts:
         self._task = None
         self._pending = False
 
+    def _has_raised(self, cell: int) -> bool:
+        """Whether this cell has just been interrupted."""
+        raised, raised_s = self._raised
+        return raised == cell and perf_counter() - raised_s < _ONE_INTERRUPT_S
+
     def __enter__(self) -> None:
         self._held += 1
 
@@ -69,19 +80,22 @@ class Interrupts:
         self._held -= 1
         if self._pending and not self._held and self._cell:
             self._pending = False
+            self._raised = (self._cell, perf_counter())
             raise KeyboardInterrupt
 
     def _on_signal(self, _number: int, frame: FrameType | None) -> None:
-        if not self._cell:
-            return
+        if not self._cell or self._has_raised(self._cell):
+            return  # nothing runs, or this is the second signal of one interrupt
         if self._held:
             self._pending = True
             return
         if self._task is not None and not _runs_cell(frame):
             # the cell awaits and the loop runs: raising here would end the loop, so the cell is cancelled
             self.cancelled = True
+            self._raised = (self._cell, perf_counter())
             self._task.get_loop().call_soon_threadsafe(self._task.cancel)
             return
+        self._raised = (self._cell, perf_counter())
         raise KeyboardInterrupt
 
 

@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,12 +34,12 @@ class RankLink:
     def __init__(self, path: Path, rank: int, descriptors: list[int], interrupts: Interrupts) -> None:
         self._interrupts = interrupts
         self._main_thread = threading.get_ident()
-        self._send_lock = threading.Lock()
+        self._send_lock = threading.RLock()  # `print` in a __del__ may run inside another one
         self.cells = self._connect(path, RankHello(rank, os.getpid(), "cells"), descriptors)
         self._control = self._connect(path, RankHello(rank, os.getpid(), "control"), [])
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
-        self._timers: list[tuple[float, Callable[[], None]]] = []
+        self._timers: deque[tuple[float, Callable[[], None]]] = deque()
 
     @staticmethod
     def _connect(path: Path, hello: RankHello, descriptors: list[int]) -> socket.socket:
@@ -83,8 +84,8 @@ class RankLink:
                     on_control(message)
             if self._wake_read in ready:
                 os.read(self._wake_read, 4096)
-                timers, self._timers = self._timers, []
-                for delay_s, function in timers:
+                while self._timers:
+                    delay_s, function = self._timers.popleft()
                     # the only timer is the flush of output, some milliseconds: waiting here is simplest
                     threading.Event().wait(delay_s)
                     function()

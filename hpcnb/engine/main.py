@@ -191,14 +191,16 @@ def _prepare_interpreter(seat: RankSeat, spec: AgentSpec) -> None:
     # IPython warns after sys.exit() how to leave a terminal; the reply says what happened here
     warnings.filterwarnings("ignore", message="To exit: use", category=UserWarning)
     # processes that a cell forks (multiprocessing, data loaders) end as any other process does
-    os.register_at_fork(after_in_child=_restore_signals)
+    os.register_at_fork(after_in_child=_become_plain)
     builtins.input = _no_input
     sys.breakpointhook = _no_breakpoint
 
 
-def _restore_signals() -> None:
+def _become_plain() -> None:
+    """A process that a cell has forked: neither the rank's signals nor its sockets are its own."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
 
 
 def _no_input(prompt: object = "") -> str:

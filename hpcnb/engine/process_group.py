@@ -145,6 +145,7 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         self._timeout = timeout
         self._name: Any = ""
         self._description: Any = ""
+        self._cell = 0
         self._sequence = 0
         self._peer_sequence: dict[tuple[str, int], int] = {}
         self._label_number = 0
@@ -252,7 +253,15 @@ class HpcnbProcessGroup(dist.ProcessGroup):
             self._label_number = recorder.ring.intern(f"{name} [{RankSet(self._members)}]")
         return self._label_number
 
+    def _begin_cell(self, recorder: Recorder) -> None:
+        # operations are matched cell by cell: one that a rank refused in an earlier cell must not shift all later ones
+        if recorder.cell != self._cell:
+            self._cell = recorder.cell
+            self._sequence = 0
+            self._peer_sequence.clear()
+
     def _issue(self, recorder: Recorder, name: str, num_bytes: int, root: int, flags: int) -> Operation:
+        self._begin_cell(recorder)
         self._sequence += 1
         label = self._label(recorder)
         peer = self._members[root] if 0 <= root < len(self._members) else -1
@@ -261,6 +270,7 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         )
 
     def _issue_to_peer(self, recorder: Recorder, name: str, tensors: object, peer: int) -> Operation:
+        self._begin_cell(recorder)
         key = (name, peer)
         sequence = self._peer_sequence[key] = self._peer_sequence.get(key, 0) + 1
         label = self._label(recorder)

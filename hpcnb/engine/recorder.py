@@ -230,6 +230,8 @@ class Recorder:
         """The wait that began at ``began_ns`` is over."""
         now_ns = perf_counter_ns()
         if operation.written:
+            if threading.get_ident() == self.main_thread:
+                self.ring.leave_communication()
             return
         if failed:
             operation.flags |= Flag.FAILED

@@ -91,7 +91,7 @@ class LinkStream(io.TextIOBase):
         self._interrupts = interrupts
         self._current_cell = current_cell
         self._main_thread = threading.get_ident()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._pieces: list[str] = []
         self._size = 0
         self._cell = 0

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import selectors
-import shutil
 import signal
 import socket
 import struct
@@ -207,11 +206,7 @@ class Agent:
         except (ProcessLookupError, ChildProcessError):
             pass  # it had ended before
         controller.stop(self._controller, _GRACE_S)
-        shutil.rmtree(self._folder.path, ignore_errors=True)
-        try:
-            self._folder.path.parent.rmdir()
-        except OSError:
-            pass  # other clusters are running
+        self._folder.remove()
         self._server.send_all(m.Farewell(self._ending or ""))
         self._server.close()
 
@@ -232,6 +227,7 @@ class Agent:
             self._unwatch(self._template.fileno())
             if self._ending is None:
                 self._fail("the template, which ranks are forked from, ended")
+                self._end("the template, which ranks are forked from, ended, and the ranks with it")
             return
         *lines, self._template_received = (self._template_received + received).split(b"\n")
         for line in lines:
@@ -288,11 +284,16 @@ class Agent:
             self._watch(pipe, lambda pipe=pipe: self._hear_pipe(process, pipe))  # type: ignore[misc]
 
     def _hear_rank(self, process: RankProcess, cells: int) -> None:
-        if not process.send_rest():
-            return
-        self._selector.modify(cells, selectors.EVENT_READ, self._selector.get_key(cells).data)
-        for message in process.read_messages():
-            self._rank_said(process, message)
+        if cells not in process.descriptors:
+            return  # closed by an earlier event of the same turn
+        if process.send_rest():
+            self._selector.modify(cells, selectors.EVENT_READ, self._selector.get_key(cells).data)
+        try:
+            for message in process.read_messages():
+                self._rank_said(process, message)
+        except m.MessageError:
+            LOG.exception("rank %d sent what is no message and is ended", process.rank)
+            process.kill_group()
         if cells not in process.descriptors:
             self._unwatch(cells)
 
@@ -304,6 +305,8 @@ class Agent:
             self._relay.hear(process, message)
 
     def _hear_pipe(self, process: RankProcess, pipe: int) -> None:
+        if pipe not in process.descriptors:
+            return  # closed by an earlier event of the same turn
         for message in process.read_messages():  # text that Python sent before C code wrote
             self._rank_said(process, message)
         self._relay.show(process, process.read_pipe(pipe))
@@ -318,12 +321,12 @@ class Agent:
             self._rank_said(process, message)
         for descriptor in process.descriptors:
             self._unwatch(descriptor)
-        self._relay.lost(process)
+        cell = self._relay.lost(process)
         process.status = status
         last_lines = list(process.last_lines)[-12:]
         process.close()
         self._tell(m.RankExited(process.rank, pid, status, last_lines, self._ending is not None))
-        self._relay.forget(process.rank)
+        self._relay.forget(cell, process.rank)
 
     # --- notebooks -------------------------------------------------------------------------------------------
 
@@ -335,11 +338,16 @@ class Agent:
         elif isinstance(message, m.Interrupt):
             for rank in message.ranks:
                 if rank in self._ranks and self._ranks[rank].cell:
-                    self._ranks[rank].send_control(m.InterruptCell(self._ranks[rank].cell))
+                    self._interrupt(self._ranks[rank])
         elif isinstance(message, m.Ask):
             self._server.send(client, m.Answer(message.request, self._answer(message)))
         elif isinstance(message, m.Shutdown):
             self._end(message.reason)
+
+    @staticmethod
+    def _interrupt(process: RankProcess) -> None:
+        process.send_control(m.InterruptCell(process.cell))  # for which cell, should it not have begun
+        process.signal(signal.SIGINT)  # the link thread cannot run while C code holds the interpreter lock
 
     def _greet(self, client: bytes, hello: m.Hello) -> None:
         mine = (m.PROTOCOL, __version__, self._spec.python_version)
@@ -387,7 +395,6 @@ class Agent:
             "state": process.state(),
             "memory_mb": self._memory_mb(process),
         }
-
 
     def _memory_mb(self, process: RankProcess) -> float:
         # the kernel walks all pages of the process for this, some milliseconds: not at every question

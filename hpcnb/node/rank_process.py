@@ -57,6 +57,7 @@ class RankProcess:
     _gate: FloodGate | None = None
     _spans: list[bytes] = field(default_factory=list)
     _spans_lost: int = 0
+    _spans_cell: int = 0
     _log_size: int = 0
 
     @property
@@ -169,7 +170,7 @@ class RankProcess:
 
     def begin_cell(self, cell: int, line_budget: int, byte_budget: int) -> None:
         """The rank is about to run a cell."""
-        self.cell = cell
+        self.cell = self._spans_cell = cell
         self._gate = FloodGate(line_budget, byte_budget, self.folder.flood(cell, self.rank))
         self.drain_spans()
         self._spans.clear()
@@ -221,8 +222,10 @@ class RankProcess:
                 self._spans.append(records)
             self._spans_lost += lost
 
-    def take_spans(self) -> tuple[bytes, list[str], int]:
-        """Records of the last cell, the string table, and how many records were lost."""
+    def take_spans(self, cell: int) -> tuple[bytes, list[str], int]:
+        """Records of this cell, the string table, and how many records were lost; nothing if another has begun."""
+        if cell != self._spans_cell:
+            return b"", [""], 0
         spans = b"".join(self._spans)
         self._spans.clear()
         lost, self._spans_lost = self._spans_lost, 0

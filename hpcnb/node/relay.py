@@ -6,6 +6,7 @@ Knows ranks and messages; knows no socket of a notebook: what is to be said goes
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from hpcnb.core import messages as m
@@ -19,14 +20,36 @@ CellMessage = m.RunCell | m.CallFunction | m.Rebuild | m.Recording
 
 #: Span rings are read so often while a cell runs; they hold some seconds of records.
 _DRAIN_S = 0.25
+#: Ranks that have answered are told of so often while others run on.
+_REPLIES_S = 0.3
 #: Bars move so often.
 _PROGRESS_S = 0.1
 #: Output of messages that carry no budget of their own.
 _LINES, _BYTES = 1000, 100_000
 
 
+@dataclass
+class _Cell:
+    """One cell that some ranks of this node have not answered."""
+
+    number: int
+    members: list[int]
+    waiting: set[int]
+    gather: Gather = field(default_factory=Gather)
+    replies: list[Any] = field(default_factory=list)  # not told yet
+    replies_due_s: float | None = None
+    positions: dict[tuple[int, str, int], dict[int, tuple[int, float]]] = field(default_factory=dict)
+    unfinished: dict[tuple[int, str, int], set[int]] = field(default_factory=dict)
+    progress_due_s: float | None = None
+
+    def dues_s(self) -> list[float]:
+        """When something that is held should be sent."""
+        dues = (self.gather.due_s, self.progress_due_s, self.replies_due_s)
+        return [due_s for due_s in dues if due_s is not None]
+
+
 class CellRelay:
-    """At most one running cell.
+    """The running cells: usually one; more where ranks still run an earlier one.
 
     Args:
         ranks: Of this node, by global rank.
@@ -40,126 +63,142 @@ class CellRelay:
         self._ranks = ranks
         self._say = say
         self._clock = clock
-        self._gather = Gather()
-        self._cell = 0
-        self._members: list[int] = []
-        self._waiting: set[int] = set()
-        self._replies: list[Any] = []
+        self._cells: dict[int, _Cell] = {}
         self._drain_due_s = 0.0
-        self._progress_due_s: float | None = None
-        self._positions: dict[tuple[int, str, int], dict[int, tuple[int, float]]] = {}
-        self._unfinished: dict[tuple[int, str, int], set[int]] = {}
 
     @property
     def due_s(self) -> float | None:
         """When :meth:`tick` has something to do; None if nothing is held."""
-        due = [time_s for time_s in (self._gather.due_s, self._progress_due_s) if time_s is not None]
-        if self._cell:
-            due.append(self._drain_due_s)
-        return min(due, default=None)
+        if not self._cells:
+            return None
+        return min([self._drain_due_s, *(due_s for cell in self._cells.values() for due_s in cell.dues_s())])
 
     def tick(self, now_s: float) -> None:
         """Send what has been held long enough, and read rings before they are overwritten."""
-        if self._gather.due_s is not None and now_s >= self._gather.due_s:
-            self._flush_output()
-        if self._progress_due_s is not None and now_s >= self._progress_due_s:
-            self._flush_progress()
-        if self._cell and now_s >= self._drain_due_s:
+        for cell in list(self._cells.values()):
+            if cell.gather.due_s is not None and now_s >= cell.gather.due_s:
+                self._flush_output(cell)
+            if cell.progress_due_s is not None and now_s >= cell.progress_due_s:
+                self._flush_progress(cell)
+            if cell.replies_due_s is not None and now_s >= cell.replies_due_s:
+                self._flush_replies(cell)
+        if self._cells and now_s >= self._drain_due_s:
             self._drain_due_s = now_s + _DRAIN_S
-            for rank in self._members:
-                self._ranks[rank].drain_spans()
-            self._tell_held()
+            for cell in self._cells.values():
+                for rank in cell.waiting:
+                    self._ranks[rank].drain_spans()
+                self._tell_held(cell)
 
-    def _tell_held(self) -> None:
+    def _tell_held(self, cell: _Cell) -> None:
         groups: dict[tuple[int, str], list[int]] = {}
-        for rank in self._members:
+        for rank in sorted(cell.waiting):
             if (held := self._ranks[rank].held()) is not None:
                 groups.setdefault(held, []).append(rank)
         if groups:
-            self._say(m.Held(self._cell, [(RankSet(ranks), *held) for held, ranks in groups.items()]))
+            self._say(m.Held(cell.number, [(RankSet(ranks), *held) for held, ranks in groups.items()]))
 
     def begin(self, message: CellMessage) -> list[RankProcess]:
         """A cell begins: send it to its ranks; returns ranks whose sockets did not take all of it."""
-        self._cell = message.cell
-        self._members = [rank for rank in message.ranks if rank in self._ranks]
-        self._waiting = {rank for rank in self._members if self._ranks[rank].alive}
-        self._replies = []
-        self._unfinished.clear()
+        members = [rank for rank in message.ranks if rank in self._ranks]
+        cell = _Cell(message.cell, members, {rank for rank in members if self._ranks[rank].alive})
+        self._cells[cell.number] = cell
         lines, size = getattr(message, "line_budget", _LINES), getattr(message, "byte_budget", _BYTES)
         clogged = []
         framed = m.frame(message)
-        for rank in sorted(self._waiting):
+        for rank in sorted(cell.waiting):
             process = self._ranks[rank]
             process.begin_cell(message.cell, lines, size)
             if not process.send(framed):
                 clogged.append(process)
         self._drain_due_s = self._clock() + _DRAIN_S
-        self._check_done()
+        self._check_done(cell)
         return clogged
 
     def hear(self, process: RankProcess, message: m.Message) -> None:
         """A rank said something about its cell."""
+        cell = self._cells.get(process.cell)
         if isinstance(message, m.Text):
-            if message.cell == process.cell != 0:
+            if cell is not None and message.cell == cell.number:
                 self.show(process, [(message.stream, message.text)])
             else:
                 process.log(message.text)
-        elif isinstance(message, m.CellReply) and message.cell == process.cell:
-            self._gather.add(process.rank, process.end_cell(), self._clock())
-            self._replies.append([getattr(message, name) for name in m.names_of(message)])
-            self._waiting.discard(process.rank)
-            self._check_done()
+        elif cell is None or message.cell != cell.number:  # type: ignore[attr-defined] # all that follow have one
+            return  # of a cell that is over on this rank
+        elif isinstance(message, m.CellReply):
+            cell.gather.add(process.rank, process.end_cell(), self._clock())
+            cell.replies.append([getattr(message, name) for name in m.names_of(message)])
+            cell.replies_due_s = cell.replies_due_s or self._clock() + _REPLIES_S
+            cell.waiting.discard(process.rank)
+            self._check_done(cell)
         elif isinstance(message, m.RankDisplay):
             self.show(process, process.read_pipes())
-            self._flush_output()  # it stands after what was said before
+            self._flush_output(cell)  # it stands after what was said before
             ranks = RankSet([process.rank])
             self._say(
                 m.Display(message.cell, ranks, message.bundle, message.metadata, message.display_id, message.update)
             )
+        elif isinstance(message, m.RankClear):
+            self.show(process, process.read_pipes())
+            self._flush_output(cell)
+            self._say(m.Clear(message.cell, RankSet([process.rank]), message.wait))
         elif isinstance(message, m.RankProgress):
-            self._progressed(process.rank, message)
+            self._progressed(cell, process.rank, message)
 
     def show(self, process: RankProcess, entries: list[tuple[str, str]]) -> None:
         """Output of a rank."""
-        self._gather.add(process.rank, process.show(entries), self._clock())
+        shown = process.show(entries)
+        if (cell := self._cells.get(process.cell)) is not None:
+            cell.gather.add(process.rank, shown, self._clock())
 
-    def lost(self, process: RankProcess) -> None:
-        """A rank's process has ended: it will not answer. Its last output is sent before anything else."""
-        self._gather.add(process.rank, process.end_cell(), self._clock())
-        self._flush_output()
+    def lost(self, process: RankProcess) -> int:
+        """A rank's process has ended: it will not answer. Its last output is sent; returns the cell it ran."""
+        cell = self._cells.get(process.cell)
+        entries = process.end_cell()
+        if cell is None:
+            return 0
+        cell.gather.add(process.rank, entries, self._clock())
+        self._flush_output(cell)
+        return cell.number
 
-    def forget(self, rank: int) -> None:
-        """Do not wait for this rank."""
-        self._waiting.discard(rank)
-        self._check_done()
+    def forget(self, number: int, rank: int) -> None:
+        """Do not wait for this rank in this cell."""
+        if (cell := self._cells.get(number)) is not None:
+            cell.waiting.discard(rank)
+            self._check_done(cell)
 
-    def _check_done(self) -> None:
-        if not self._cell or self._waiting:
+    def _check_done(self, cell: _Cell) -> None:
+        if cell.waiting:
             return
-        self._flush_output()
-        self._flush_progress()
+        self._flush_output(cell)
+        self._flush_progress(cell)
         spans: dict[int, bytes] = {}
         strings: dict[int, list[str]] = {}
         lost: dict[int, int] = {}
-        for rank in self._members:
-            spans[rank], strings[rank], lost[rank] = self._ranks[rank].take_spans()
-        self._say(m.CellDone(self._cell, self._replies, spans, strings, lost))
-        self._cell = 0
+        for rank in cell.members:
+            spans[rank], strings[rank], lost[rank] = self._ranks[rank].take_spans(cell.number)
+        self._say(m.CellDone(cell.number, cell.replies, spans, strings, lost))
+        del self._cells[cell.number]
 
-    def _flush_output(self) -> None:
-        if entries := self._gather.take():
-            self._say(m.Output(self._cell, entries))
+    def _flush_replies(self, cell: _Cell) -> None:
+        self._flush_output(cell)
+        cell.replies_due_s = None
+        replies, cell.replies = cell.replies, []
+        self._say(m.Replies(cell.number, replies))
 
-    def _progressed(self, rank: int, message: m.RankProgress) -> None:
+    def _flush_output(self, cell: _Cell) -> None:
+        if entries := cell.gather.take():
+            self._say(m.Output(cell.number, entries))
+
+    def _progressed(self, cell: _Cell, rank: int, message: m.RankProgress) -> None:
         key = (message.bar, message.description, message.total)
-        self._positions.setdefault(key, {})[rank] = (message.position, message.elapsed_s)
-        unfinished = self._unfinished.setdefault(key, set())
+        cell.positions.setdefault(key, {})[rank] = (message.position, message.elapsed_s)
+        unfinished = cell.unfinished.setdefault(key, set())
         (unfinished.discard if message.finished else unfinished.add)(rank)
-        if self._progress_due_s is None:
-            self._progress_due_s = self._clock() + _PROGRESS_S
+        if cell.progress_due_s is None:
+            cell.progress_due_s = self._clock() + _PROGRESS_S
 
-    def _flush_progress(self) -> None:
-        self._progress_due_s = None
-        for key, positions in self._positions.items():
-            self._say(m.Progress(self._cell, *key, positions, not self._unfinished.get(key)))
-        self._positions.clear()
+    def _flush_progress(self, cell: _Cell) -> None:
+        cell.progress_due_s = None
+        for key, positions in cell.positions.items():
+            self._say(m.Progress(cell.number, *key, positions, not cell.unfinished.get(key)))
+        cell.positions.clear()

@@ -6,6 +6,7 @@ Every unreadable line raises MagicError with one message: what was asked, what t
 from __future__ import annotations
 
 import difflib
+import keyword
 import shlex
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -128,7 +129,7 @@ def parse_cell(line: str) -> CellOptions:
                 options["on"] = value
             elif flag == "--timeout":
                 options["timeout_s"] = _positive(flag, value, float)
-            elif not value.isidentifier():
+            elif not value.isidentifier() or keyword.iskeyword(value):
                 _fail(f"%%hpc_parallel --out {value}: {value!r} is no Python name; for example --out losses")
             else:
                 options["out"] = value
@@ -195,6 +196,9 @@ def _split(line: str, magic: str) -> list[str]:
 
 def _flag(word: str, flags: dict[str, str], magic: str, usage: str) -> tuple[str, str | None]:
     flag, equals, value = word.partition("=")
+    if not word.startswith("-"):
+        hint = "a selection with spaces needs quotation marks" if word in "&,~" else "ranks are chosen with --on"
+        _fail(f"{magic} does not take {word!r}; {hint}, write  {usage}")
     if flag not in flags:
         _fail(f"{magic} has no option {word!r}{_meant(flag, flags)}; write  {usage}")
     return flag, value if equals else None

@@ -30,7 +30,8 @@ class _Awaiting:
         self._shell = shell
 
     def __call__(self, lines: list[str]) -> list[str]:
-        if lines and lines[0].startswith(_CALL) and self._is_whole_cell():
+        has_body = not "".join(lines).rstrip().endswith(", '')")  # IPython's own words about an empty one are good
+        if lines and lines[0].startswith(_CALL) and has_body and self._is_whole_cell():
             return [lines[0].replace(_CALL, _AWAITED, 1), *lines[1:]]
         return lines
 

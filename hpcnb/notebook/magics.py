@@ -58,6 +58,8 @@ class HpcMagics(Magics):
         )
 
     def _settle(self, options: arguments.CellOptions, result: CellResult) -> None:
+        if options.out is not None and not result.ok:
+            self.shell.user_ns[options.out] = result.objects(partial=True)
         result.raise_for_errors()
         if options.out is not None:
             self.shell.user_ns[options.out] = result.objects()

@@ -65,7 +65,7 @@ class NotebookView:
         bars = [*markup.held_text(run.held), *(markup.bar_text(bar) for bar in run.bars.values())]
         before_s = perf_counter()
         with _collector_off():
-            self._draw(run.items(), run.result, bars, running)
+            self._draw(run.items(), run.result, bars, [*run.news(), *running])
         self._next_s = monotonic() + max(_REDRAW_S, 4 * (perf_counter() - before_s))
 
     def finish(self, run: CellRun, result: CellResult) -> None:

@@ -286,5 +286,72 @@ def test_output_is_seen_while_the_cell_runs(cluster2):
         def finish(self, *_):
             pass
 
-    assert cluster2.execute(CellRequest("import time\nprint(time.perf_counter_ns())\ntime.sleep(0.5)", on="0"), View()).ok
+    assert cluster2.execute(
+        CellRequest("import time\nprint(time.perf_counter_ns())\ntime.sleep(0.5)", on="0"), View()
+    ).ok
     assert latencies[0] < 400e6  # before the cell has ended; benchmarks measure how much before
+
+
+def test_a_failure_is_told_while_others_wait_and_the_failed_rank_is_free(cluster4):
+    seen = []
+
+    class View:
+        def update(self, cell_run):
+            if (news := cell_run.news()) and not seen:
+                seen.extend(news)
+                cluster4.interrupt()
+
+        def finish(self, *_):
+            pass
+
+    source = "import torch, torch.distributed as dist\nif rank == 2: raise ValueError('first')\ndist.all_reduce(torch.ones(1))"
+    result = cluster4.execute(CellRequest(source), View())
+    assert "rank 2 of 4 raised  ValueError: first" in seen[0]
+    assert seen[-1] == "ranks 0,1,3 still run"
+    assert "ValueError: first" in result.failure_text()
+    assert "did not answer the interrupt" in result.failure_text()
+    assert "all_reduce #1" in result.failure_text()
+    # the rank that failed can still do what the others wait for
+    assert run(cluster4, "dist.all_reduce(torch.ones(1)); 'joined'", on="2").values == {2: "'joined'"}
+    deadline = time.monotonic() + 10
+    while any(row["state"] != "idle" for row in cluster4.status()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(run(cluster4, "rank").values) == 4
+
+
+@pytest.mark.parametrize("leave", ["exit()", "quit()", "import sys; sys.exit(2)"])
+def test_leaving_a_cell_leaves_the_rank_alive(cluster2, leave):
+    result = run(cluster2, f"kept = 1\n{leave}")
+    assert "the rank goes on" in next(iter(result.notices))
+    time.sleep(0.3)  # ipykernel stops its loop a tenth of a second after exit()
+    assert run(cluster2, "kept").values == {0: "1", 1: "1"}
+
+
+def test_processes_of_a_cell_print_and_end_as_any_other(cluster2):
+    source = (
+        "import multiprocessing as mp, time\nworker = mp.Process(target=print, args=('from a child',))\n"
+        "worker.start(); worker.join()\nsleeper = mp.Process(target=time.sleep, args=(60,))\n"
+        "sleeper.start(); time.sleep(0.1); sleeper.terminate(); sleeper.join(10)\nsleeper.exitcode"
+    )
+    result = run(cluster2, source)
+    assert ("0,1", "from a child") in texts(result)
+    assert result.values == {0: "-15", 1: "-15"}
+
+
+def test_errors_that_end_nothing_are_told(cluster2, tmp_path):
+    (tmp_path / "bad.py").write_text("1 / 0\n")
+    assert "ZeroDivisionError" in cluster2.run(f"%run {tmp_path / 'bad.py'}").failure_text()
+
+
+def test_clear_output_forgets_what_was_said(cluster2):
+    source = "from IPython.display import clear_output\nfor i in range(3):\n    clear_output(wait=True)\n    print('state', i)"
+    assert texts(run(cluster2, source)) == [("0,1", "state 2")]
+
+
+def test_muted_values_are_brought_too(cluster2):
+    assert cluster2.execute(CellRequest("rank + 1;", want_pickles=True)).objects() == {0: 1, 1: 2}
+
+
+def test_printing_in_a_destructor_does_not_block(cluster2):
+    source = "class Loud:\n    def __del__(self): print('gone')\nfor i in range(2000): print(i, Loud() is None)"
+    run(cluster2, source)

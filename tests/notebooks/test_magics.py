@@ -147,7 +147,12 @@ def wait_for(client, is_it):
 
 
 def test_inside_other_magics_the_cell_blocks_and_works():
-    sources = ["%load_ext hpcnb", "%hpc start 1", "%%capture caught\n%%hpc_parallel\nrank + 41", "str(caught.outputs[0])[:6]"]
+    sources = [
+        "%load_ext hpcnb",
+        "%hpc start 1",
+        "%%capture caught\n%%hpc_parallel\nrank + 41",
+        "str(caught.outputs[0])[:6]",
+    ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
     assert plain(notebook.cells[3].outputs)

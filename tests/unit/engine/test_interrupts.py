@@ -54,3 +54,19 @@ def test_what_is_held_is_finished_first(interrupts):
     with pytest.raises(KeyboardInterrupt):
         send()
     assert finished
+
+
+def test_two_signals_of_one_interrupt_are_one(interrupts):
+    interrupts.begin(3)
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.interrupt(3)
+    interrupts.interrupt(3)
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_the_next_cell_can_be_interrupted_at_once(interrupts):
+    for cell in (3, 4):
+        interrupts.begin(cell)
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.interrupt(cell)
+        interrupts.end()

@@ -39,7 +39,9 @@ def test_cell_lines(line, options):
         ("--timeout -1", r"--timeout -1"),
         ("--timeout inf", r"--timeout inf"),
         ("--out 3x", r"'3x' is no Python name; for example --out losses"),
-        ("rank", r"no option 'rank'"),
+        ("rank", r"does not take 'rank'; ranks are chosen with --on"),
+        ("--on dp=0 & tp=1", r"does not take '&'; a selection with spaces needs quotation marks"),
+        ("--out class", r"'class' is no Python name"),
         ("--on '0", r"a quotation mark is missing"),
     ],
 )
