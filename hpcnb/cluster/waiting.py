@@ -49,6 +49,10 @@ class Inbox:
         except queue.Empty:
             return None
 
+    def leave_loop(self) -> None:
+        """The event loop that took from here may end now."""
+        self._arrived = None
+
     async def take_async(self, timeout_s: float) -> m.Message | watch.Event | None:
         """The same, while the event loop runs on."""
         if self._arrived is None:
@@ -163,8 +167,11 @@ class CellWait:
 
     async def wait_async(self) -> None:
         """The same without blocking the event loop: a notebook kernel goes on answering its widgets."""
-        while not self.run.watch.ended:
-            self._step(await self._inbox.take_async(_TICK_S))
+        try:
+            while not self.run.watch.ended:
+                self._step(await self._inbox.take_async(_TICK_S))
+        finally:
+            self._inbox.leave_loop()
 
     def _step(self, message: m.Message | watch.Event | None) -> None:
         actions: list[watch.Action] = []
