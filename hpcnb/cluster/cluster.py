@@ -260,6 +260,10 @@ class Cluster:
             SelectionError: ``on`` names no ranks of this cluster.
             KeyboardInterrupt: Ctrl-C was pressed; the ranks have been interrupted and ``last_result`` tells.
         """
+        for name, given in (("source", source), ("on", on)):
+            if not isinstance(given, str):
+                msg = f"run() takes {name} as text, not a {type(given).__name__}; functions are for cluster.call"
+                raise OptionError(msg)
         return self._wait(self._cell(CellRequest(source, on=on, timeout_s=timeout_s)))
 
     def execute(self, request: CellRequest, view: CellView | None = None) -> CellResult:

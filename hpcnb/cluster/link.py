@@ -38,8 +38,8 @@ class Link:
         self._socket.curve_secretkey = spec.client_secret.encode()
         self._socket.maxmsgsize = MAX_MESSAGE_BYTES
         self._socket.linger = 500
-        self._socket.heartbeat_ivl = 1000
-        self._socket.heartbeat_timeout = 15000
+        # a name of its own: should the connection be made anew, the agent goes on answering the same notebook
+        self._socket.routing_id = b"notebook-" + os.urandom(8).hex().encode()
         self._socket.reconnect_ivl = 20  # the agent's socket appears some 0.1 s after its launch
         self._socket.connect(spec.link_address)
         self._outgoing: deque[bytes] = deque()

@@ -189,7 +189,7 @@ class CellRunner:
                 CellReply(
                     cell, self._rank, outcome.error is None, start_ns, end_ns, outcome.text, outcome.has_value,
                     outcome.shown, outcome.pickled, outcome.problem,
-                    None if outcome.error is None else failure.describe(outcome.error), self._notices(outcome),
+                    None if outcome.error is None else _described(outcome.error), self._notices(outcome),
                 )
             )  # fmt: skip
 
@@ -287,3 +287,15 @@ def _pickle(value: object) -> tuple[bytes, str]:
         return cloudpickle.dumps(value, protocol=5), ""
     except Exception as error:  # noqa: BLE001 - any object may refuse; the words travel to the person
         return b"", f"a {type(value).__module__}.{type(value).__qualname__} cannot be pickled: {error}"
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    """The error as data; where that fails (thousands of linked causes) just its name: a reply must go."""
+    try:
+        return failure.describe(error)
+    except Exception as problem:  # noqa: BLE001 - a cell without a reply would never end
+        text = f"{type(error).__name__}, which cannot be described: {type(problem).__name__}"
+        described: dict[str, Any] = dict.fromkeys(("cell", "code"), "")
+        return described | {
+            "ename": type(error).__name__, "evalue": text, "line": 0, "traceback": text, "key": text
+        }  # fmt: skip

@@ -59,5 +59,8 @@ class LinkDisplay(DisplayPublisher):
     ) -> None:
         self.send(data, metadata or {}, (transient or {}).get("display_id", ""), update)
 
+    def set_parent(self, parent: object) -> None:
+        """Requests of views that run while a cell awaits come with a parent; ours have none."""
+
     def clear_output(self, wait: bool = False) -> None:  # noqa: FBT001, FBT002 - IPython's signature
         self.clear(wait)

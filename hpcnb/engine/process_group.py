@@ -11,9 +11,8 @@ It forwards and records; it changes no number. The recorder decides what a recor
 from __future__ import annotations
 
 import datetime
-import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -134,7 +133,6 @@ class HpcnbProcessGroup(dist.ProcessGroup):
     """
 
     recorder: Recorder | None = None  #: set once per rank, before the first group is made
-    _all: ClassVar[weakref.WeakSet[HpcnbProcessGroup]] = weakref.WeakSet()
     _num_made = 0
 
     def __init__(self, store: dist.Store, rank: int, size: int, timeout: datetime.timedelta) -> None:
@@ -153,7 +151,6 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         self._inner = self._connect(store)
         HpcnbProcessGroup._num_made += 1
         self._made = HpcnbProcessGroup._num_made
-        HpcnbProcessGroup._all.add(self)
 
     def _connect(self, store: dist.Store) -> Any:
         inner: Any = dist.ProcessGroup(store, self._rank, self._size)
@@ -367,7 +364,12 @@ def rebuild_groups(generation: int) -> int:
 
     Ranks: collective over all ranks; returns the number of groups that were rebuilt.
     """
-    groups = sorted(HpcnbProcessGroup._all, key=lambda group: group._made)
+    if not dist.is_initialized():
+        msg = "the default process group was destroyed (dist.destroy_process_group) and is not made again; start anew"
+        raise RuntimeError(msg)
+    # those that torch knows: one that was destroyed may live on in a name of a single rank
+    known = [group for group in c10d._world.pg_map if isinstance(group, HpcnbProcessGroup)]
+    groups = sorted(known, key=lambda group: group._made)
     for group in groups:
         group.rebuild(generation)
     return len(groups)

@@ -55,8 +55,7 @@ class LinkServer:
         self._socket.maxmsgsize = MAX_MESSAGE_BYTES
         self._socket.sndhwm = 0  # a notebook that reads slowly must not stop the ranks of others
         self._socket.linger = 500
-        self._socket.heartbeat_ivl = 1000
-        self._socket.heartbeat_timeout = 15000
+        self._socket.router_handover = True  # a notebook that connects anew takes its own place
         self._monitor = self._socket.get_monitor_socket(zmq.Event.ACCEPTED | zmq.Event.DISCONNECTED | zmq.Event.CLOSED)
         self._socket.bind(spec.link_address)
         self._connections: set[int] = set()
