@@ -260,7 +260,8 @@ class Cluster:
             SelectionError: ``on`` names no ranks of this cluster.
             KeyboardInterrupt: Ctrl-C was pressed; the ranks have been interrupted and ``last_result`` tells.
         """
-        for name, given in (("source", source), ("on", on)):
+        texts: dict[str, object] = {"source": source, "on": on}
+        for name, given in texts.items():
             if not isinstance(given, str):
                 msg = f"run() takes {name} as text, not a {type(given).__name__}; functions are for cluster.call"
                 raise OptionError(msg)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import zmq
 
+from hpcnb.core.errors import TransferError
 from hpcnb.core.launch import AgentSpec
 from hpcnb.core.messages import MAX_MESSAGE_BYTES, Message, MessageError, decode, encode
 
@@ -51,8 +52,16 @@ class Link:
         self._thread.start()
 
     def send(self, message: Message) -> None:
-        """Send, from any thread."""
-        self._outgoing.append(encode(message))
+        """Send, from any thread.
+
+        Raises:
+            TransferError: The message is too large.
+        """
+        packed = encode(message)
+        if len(packed) > MAX_MESSAGE_BYTES:
+            msg = f"this is {len(packed):,} bytes to send; at most {MAX_MESSAGE_BYTES:,} are: let the ranks load it"
+            raise TransferError(msg)
+        self._outgoing.append(packed)
         self._wake()
 
     def _wake(self) -> None:

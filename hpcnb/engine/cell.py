@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CellRunner"]
 
+#: Larger values stay on the ranks; a message holds at most twice as much.
+_LARGEST_VALUE = 512 << 20
 _EXIT = "sys.exit() or exit() ended the cell on this rank; the rank goes on. To end all ranks type %hpc stop"
 
 
@@ -284,7 +286,10 @@ class _Outcome:
 
 def _pickle(value: object) -> tuple[bytes, str]:
     try:
-        return cloudpickle.dumps(value, protocol=5), ""
+        pickled = cloudpickle.dumps(value, protocol=5)
+        if len(pickled) > _LARGEST_VALUE:
+            return b"", f"{len(pickled):,} bytes are too much to bring to the notebook (at most {_LARGEST_VALUE:,})"
+        return pickled, ""
     except Exception as error:  # noqa: BLE001 - any object may refuse; the words travel to the person
         return b"", f"a {type(value).__module__}.{type(value).__qualname__} cannot be pickled: {error}"
 

@@ -22,6 +22,8 @@ CellMessage = m.RunCell | m.CallFunction | m.Rebuild | m.Recording
 _DRAIN_S = 0.25
 #: Ranks that have answered are told of so often while others run on.
 _REPLIES_S = 0.3
+#: A reply with a larger value goes in a message of its own.
+_LARGE_BYTES = 1 << 20
 #: Bars move so often.
 _PROGRESS_S = 0.1
 #: Output of messages that carry no budget of their own.
@@ -129,6 +131,8 @@ class CellRelay:
             cell.replies.append([getattr(message, name) for name in m.names_of(message)])
             cell.replies_due_s = cell.replies_due_s or self._clock() + _REPLIES_S
             cell.waiting.discard(process.rank)
+            if len(message.value_pickle) > _LARGE_BYTES:
+                self._flush_replies(cell)  # alone: together they might be too large for one message
             self._check_done(cell)
         elif isinstance(message, m.RankDisplay):
             self.show(process, process.read_pipes())
