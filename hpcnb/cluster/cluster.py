@@ -351,11 +351,10 @@ class Cluster:
             self._check_ranks(ranks)
             cell = next(self._numbers)
             run = CellRun(cell, label or f"cell {cell}", ranks, self.world_size)
-            self._busy.update(dict.fromkeys(ranks, cell))
             message = make(cell, ranks)
             with waiting.sigint_as_event(run, self._inbox):
                 run.submitted_ns = time.perf_counter_ns()
-                node.link.send(message)
+                self._send_cell(node, message, cell, ranks)
                 yield waiting.CellWait(run, node, self._inbox, timeout_s=timeout_s, view=view)
             result = run.finish(flood_file=lambda rank: str(node.folder.flood(cell, rank)))
             if run.watch.timed_out:
@@ -368,6 +367,15 @@ class Cluster:
         self._history.append(result)
         if view is not None:
             view.finish(run, result)
+
+    def _send_cell(self, node: Node, message: m.Message, cell: int, ranks: RankSet) -> None:
+        self._busy.update(dict.fromkeys(ranks, cell))  # until they answer, however the wait ends
+        try:
+            node.link.send(message)
+        except TransferError:
+            for rank in ranks:
+                self._busy.pop(rank, None)
+            raise
 
     def _check_ranks(self, ranks: RankSet) -> None:
         dead = RankSet(self._exited) & ranks
