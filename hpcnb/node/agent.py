@@ -227,7 +227,8 @@ class Agent:
             self._unwatch(self._template.fileno())
             if self._ending is None:
                 self._fail("the template, which ranks are forked from, ended")
-                self._end("the template, which ranks are forked from, ended, and the ranks with it")
+                if self._claimed:  # else the notebook hears of it when it connects, and ends us
+                    self._end("the template, which ranks are forked from, ended, and the ranks with it")
             return
         *lines, self._template_received = (self._template_received + received).split(b"\n")
         for line in lines:

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -215,3 +216,24 @@ def test_ranks_draw_different_random_numbers():
             "import random, numpy, torch\nrandom.random(), numpy.random.rand(), torch.rand(1).item()"
         ).values
     assert len({number for value in values.values() for number in value.strip("()").split(", ")}) == 12
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_a_template_that_is_killed_ends_the_cluster_with_its_reason(runtime_root, running):
+    before = folders(runtime_root)
+    with Cluster(1) as cluster:
+        (template,) = [
+            child
+            for child in psutil.Process(cluster._node.agent.process.pid).children()
+            if "ipyparallel" not in str(child.cmdline())
+        ]
+        if running:
+            timer = threading.Timer(0.5, template.kill)
+            timer.start()
+            with pytest.raises(ConnectionError, match="template"):
+                cluster.run("import time; time.sleep(30)")
+        else:
+            template.kill()
+            with pytest.raises(ConnectionError, match="template"):
+                wait_until(lambda: cluster.run("1") is None, 10)
+    assert folders(runtime_root) == before
