@@ -32,7 +32,8 @@ def runtime_root():
 def _start(num_ranks: int, mesh: str | None = None):
     from hpcnb import Cluster
 
-    cluster = Cluster(num_ranks, mesh=mesh, name=f"test{num_ranks}", threads_per_rank=1)
+    # should the run be killed, its clusters end at once
+    cluster = Cluster(num_ranks, mesh=mesh, name=f"test{num_ranks}", threads_per_rank=1, idle_timeout_s=0)
     return cluster.start()
 
 
