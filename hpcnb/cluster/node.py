@@ -41,7 +41,7 @@ class Node:
         self._requests = itertools.count(1)
         self.agent = local.launch(spec, folder, python=python)
         self.link = Link(spec, self._hear)
-        self.link.send(m.Hello(m.PROTOCOL, spec.hpcnb_version, spec.python_version, owner=True))
+        self.link.send(m.Hello(m.PROTOCOL, spec.hpcnb_version, spec.python_version))
 
     def _hear(self, message: m.Message) -> None:
         if isinstance(message, m.Answer):

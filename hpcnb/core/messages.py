@@ -111,7 +111,6 @@ class Hello(Message):
     protocol: int
     hpcnb_version: str
     python_version: str
-    owner: bool  # the cluster ends some time after its last owner has gone
 
 
 @_message

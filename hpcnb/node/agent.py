@@ -115,8 +115,8 @@ class Agent:
 
     def _turn(self) -> None:
         timeout_s = 0.0 if self._server.has_input() else self._timeout_s()
-        for key, events in self._selector.select(timeout_s):
-            key.data() if events else None
+        for key, _ in self._selector.select(timeout_s):
+            key.data()
         for client, message in self._server.receive():
             self._hear_notebook(client, message)
         now_s = self._clock()

@@ -103,9 +103,7 @@ def _started(seen: Snapshot) -> str:
 
 def text(seen: Snapshot) -> str:
     """All of it as plain text: what a terminal shows, and a saved notebook on GitHub."""
-    table = show.status_rows(list(seen.rows)) if seen.rows else []
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    rows = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+    rows = show.aligned(show.status_rows(list(seen.rows))) if seen.rows else []
     lines = [line for line in (sentence(seen), seen.problem, _started(seen), *rows) if line]
     return "\n".join([*lines, "", seen.cell, *seen.strip] if seen.cell else lines)
 

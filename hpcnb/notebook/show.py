@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hpcnb.cluster.cell_run import CellView
     from hpcnb.cluster.cluster import Cluster
 
-__all__ = ["cell_view", "start", "status", "status_rows", "timing"]
+__all__ = ["aligned", "cell_view", "start", "status", "status_rows", "timing"]
 
 
 LOG = logging.getLogger(__name__)
@@ -95,15 +95,18 @@ def status_rows(rows: list[dict[str, Any]]) -> list[list[str]]:
     ]
 
 
+def aligned(table: list[list[str]]) -> list[str]:
+    """The rows of a table of strings as lines of text, its columns below each other."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+
+
 def status(cluster: Cluster) -> None:
     """One row per rank."""
     from IPython.display import display
 
     table = status_rows(cluster.status())
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    text = "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
-    )
+    text = "\n".join(aligned(table))
     cells = [
         "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
         for row, tag in zip(table, ["th", *["td"] * (len(table) - 1)], strict=True)

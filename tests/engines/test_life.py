@@ -154,7 +154,7 @@ def knock(address, keys, server):
             peer.curve_publickey, peer.curve_secretkey = keys
             peer.curve_serverkey = server
         peer.connect(address)
-        peer.send(encode(Hello(PROTOCOL, "0", "3", owner=False)))
+        peer.send(encode(Hello(PROTOCOL, "0", "3")))
         return decode(peer.recv()) if peer.poll(700) else None
 
 
