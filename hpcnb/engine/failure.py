@@ -13,9 +13,10 @@ from typing import Any
 
 import IPython
 
+from hpcnb.core.errors import CollectiveError
 from hpcnb.engine.recorder import CELL_FILE_PREFIX
 
-__all__ = ["describe"]
+__all__ = ["describe", "is_ours"]
 
 _OURS = (str(Path(__file__).parents[1]), str(Path(IPython.__file__).parent))
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
@@ -24,13 +25,19 @@ _CELL_FILE = re.compile(r'File "<(cell [^"]+)>", line (\d+)')
 _MAX_FRAMES = 12
 
 
+def is_ours(file: str) -> bool:
+    """Whether code of this file belongs to hpcnb or IPython, which a person need not see."""
+    return file.startswith(_OURS)
+
+
 def describe(error: BaseException) -> dict[str, Any]:
     """The error as msgpack values.
 
     Returns:
         ``ename``, ``evalue``, ``cell`` (label, "" if no cell code was involved), ``line`` (of the innermost cell
         code, 0 if unknown), ``code`` (that line's text), ``traceback`` (text) and ``key``: equal for errors that
-        a person would call the same (addresses are left out of it).
+        a person would call the same (addresses are left out of it). Of a CollectiveError also ``operation``, as
+        words, and ``waited_s``.
     """
     summary = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
     _clean(summary)
@@ -48,11 +55,12 @@ def describe(error: BaseException) -> dict[str, Any]:
         "code": code,
         "traceback": text,
         "key": _ADDRESS.sub("0x", text),
+        **({"operation": error.operation, "waited_s": error.waited_s} if isinstance(error, CollectiveError) else {}),
     }
 
 
 def _clean(summary: traceback.TracebackException) -> None:
-    frames = [frame for frame in summary.stack if not frame.filename.startswith(_OURS)]
+    frames = [frame for frame in summary.stack if not is_ours(frame.filename)]
     in_cell = [index for index, frame in enumerate(frames) if frame.filename.startswith(CELL_FILE_PREFIX)]
     keep_from = in_cell[-1] + 1 if in_cell else 0
     if len(frames) - keep_from > _MAX_FRAMES:  # deep inside a library: its innermost frames tell most

@@ -70,11 +70,17 @@ VERBS: dict[str, Verb] = {
     "status": Verb("status", "one row per rank: node, process, device, state, memory"),
     "interrupt": Verb("interrupt", "stop the cell that runs; names are kept"),
     "recover": Verb("recover", "build the process groups again"),
+    "restart-rank": Verb(
+        "restart-rank [RANK ...]", "replace ranks by new processes; without a number those that died", 64
+    ),
     "timing": Verb("timing [breakdown|timeline]", "where the time of the last cell went, as plots", 1),
     "logs": Verb("logs [RANK]", "what a rank wrote outside of cells; without a rank, the agent's log", 1),
     "panel": Verb("panel", "a widget: start, stop, status, strip of the last cell"),
     "help": Verb("help [VERB]", "this text", 1),
 }
+
+#: Verbs whose words are ranks.
+_RANKS = ("logs", "restart-rank")
 
 _CELL_USAGE = "%%hpc_parallel [--on RANKS] [--timeout SECONDS] [--out NAME] [--time | --no-time]"
 _CELL_FLAGS = {
@@ -161,8 +167,9 @@ def parse_hpc(line: str) -> VerbOptions:
         _fail(f"%hpc has no verb {rest[0]!r}{_meant(rest[0], VERBS)}; there are {', '.join(VERBS)}")
     if verb == "timing" and rest and rest[0] not in ("breakdown", "timeline"):
         _fail(f"%hpc timing has no plot {rest[0]!r}; there are breakdown, timeline")
-    if verb == "logs" and rest and not rest[0].isdecimal():
-        _fail(f"%hpc logs {rest[0]}: a rank is a number, for example  %hpc logs 0")
+    for word in rest if verb in _RANKS else ():
+        if not word.isdecimal():
+            _fail(f"%hpc {verb} {word}: a rank is a number, for example  %hpc {verb} 0")
     return VerbOptions(verb, tuple(rest))
 
 
