@@ -72,11 +72,30 @@ def test_start_lines():
         ("timing bubble", r"no plot 'bubble'; there are breakdown, timeline"),
         ("logs x", r"%hpc logs x: a rank is a number"),
         ("help strat", r"no verb 'strat'"),
+        ("restart-rank two", r"%hpc restart-rank two: a rank is a number, for example  %hpc restart-rank 0"),
+        ("restart-rank 1 -2", r"%hpc restart-rank has no option '-2'; write  %hpc restart-rank \[RANK \.\.\.\]"),
+        ("recover all", r"%hpc recover does not take 'all'; write  %hpc recover$"),
+        ("interrupt 2", r"%hpc interrupt does not take '2'"),
     ],
 )
 def test_bad_hpc_lines(line, words):
     with pytest.raises(MagicError, match=words):
         parse_hpc(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("recover", ()),
+        ("interrupt", ()),
+        ("restart-rank", ()),
+        ("restart-rank 2", ("2",)),
+        ("restart-rank 0 3", ("0", "3")),
+    ],
+)
+def test_verbs_after_a_failure(line, words):
+    parsed = parse_hpc(line)
+    assert (parsed.verb, parsed.words) == (line.split()[0], words)
 
 
 def test_help_is_complete():
