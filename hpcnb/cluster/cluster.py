@@ -499,7 +499,7 @@ class Cluster:
             ClusterStateError: A rank is dead or busy.
             CellFailed: Building failed on a rank.
         """
-        generation = recovery.rebuild(self, RankSet.all(self.world_size), RankSet())
+        generation, _ = recovery.rebuild(self, RankSet.all(self.world_size), RankSet())
         self._is_broken = False
         return generation
 

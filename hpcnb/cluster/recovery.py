@@ -24,18 +24,19 @@ _REBUILD_S = 10.0
 _RESTART_S = 30.0
 
 
-def rebuild(cluster: Cluster, ranks: RankSet, dead: RankSet) -> int:
-    """Build the process groups of ``ranks`` again; returns the new generation.
+def rebuild(cluster: Cluster, ranks: RankSet, dead: RankSet) -> tuple[int, list[str]]:
+    """Build the process groups of ``ranks`` again; returns the new generation, and what ranks have to say.
 
     Raises:
         ClusterStateError: A rank is busy.
         CellFailed: Building failed on a rank.
     """
     generation = cluster.next_generation()
-    cluster.serve(
+    result = cluster.serve(
         lambda cell, on: m.Rebuild(cell, on, generation, dead), ranks, label="recover", timeout_s=_REBUILD_S
-    ).raise_for_errors()
-    return generation
+    )
+    result.raise_for_errors()
+    return generation, [f"{noticing.words()}: {notice}" for notice, noticing in result.notices.items()]
 
 
 def mend(cluster: Cluster) -> tuple[bool, list[str]]:
@@ -49,7 +50,7 @@ def mend(cluster: Cluster) -> tuple[bool, list[str]]:
     dead = RankSet.all(cluster.world_size) - alive
     began_s = time.perf_counter()
     try:
-        generation = rebuild(cluster, alive, dead)
+        generation, notices = rebuild(cluster, alive, dead)
     except CellFailed as error:
         return False, [f"process groups could not be built again; type  %hpc recover  to try once more\n{error}"]
     lines = [f"process groups built again (generation {generation}, {time.perf_counter() - began_s:.2f} s)"]
@@ -58,7 +59,7 @@ def mend(cluster: Cluster) -> tuple[bool, list[str]]:
         lines.append(f"all names on {alive.words()} are intact")
     else:
         lines.append("all names on all ranks are intact")
-    return True, lines
+    return True, lines + notices
 
 
 def restart(cluster: Cluster, ranks: RankSet) -> float:

@@ -299,6 +299,8 @@ def _looked(watch: Watch, event: Looked) -> tuple[Watch, list[Action]]:
     if diagnosis.stuck and is_due and not is_again and watch.grace_s != float("inf"):
         reason = watch.mismatch or "; ".join(diagnosis.causes)
         watch = replace(watch, released=watch.released | diagnosis.stuck, released_s=at_s)
+        if mismatch:
+            watch = replace(watch, mismatch=reason)  # told once, however many ranks find it
         return watch, [*actions, Say(reason), ReleaseRanks(diagnosis.stuck, reason, mismatch)]
     patience_s = max((fact.inside.age_s for fact in event.facts.values() if fact.inside is not None), default=0.0)
     if diagnosis.awaited & watch.running and patience_s > watch.grace_s and at_s - watch.looked_s > _LOOK_S:

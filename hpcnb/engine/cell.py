@@ -25,7 +25,7 @@ from hpcnb.core.messages import (
     Recording,
     RunCell,
 )
-from hpcnb.engine import failure, process_group
+from hpcnb.engine import failure, process_group, wrappers
 from hpcnb.engine.display import LastValue, LinkDisplay
 from hpcnb.engine.source import CellSource, ends_with_semicolon
 
@@ -272,7 +272,9 @@ class CellRunner:
 
     def _rebuild(self, message: Rebuild) -> _Outcome:
         count = process_group.rebuild_groups(message.generation, message.dead)
-        return _Outcome(text=str(count), has_value=True)
+        # on all ranks, also on one that was not released: wrappers must agree on where they are
+        notices = wrappers.make_ready(self._shell.user_ns)
+        return _Outcome(text=str(count), has_value=True, notices=tuple(notices))
 
     @staticmethod
     def _list_groups() -> _Outcome:

@@ -202,7 +202,9 @@ class Guard:
         mine = _words(self._ring.text(description), line)
         number = number_of(stamped)
         if channel.sender < 0:
-            words = f"operation {number} of ranks {channel.members} is {mine} on rank {self.rank} and {other} on rank {peer.rank}"
+            pair = sorted([(self.rank, mine), (peer.rank, other)])
+            called = " and ".join(f"rank {rank} called {what}" for rank, what in pair)
+            words = f"as operation {number} of ranks {channel.members}, {called}"
         else:
             sent, expected = (mine, other) if channel.sender == self.rank else (other, mine)
             receiver = (channel.members - RankSet([channel.sender])).first()

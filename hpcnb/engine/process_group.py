@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -220,9 +221,12 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         except BaseException as error:
             recorder.end_wait(operation, began_ns, failed=True)
             explained = guard.explained(error, recorder.words(operation), recorder.seconds_since(began_ns))
-            if explained is error:
-                raise
-            raise explained from None
+            try:
+                if explained is error:
+                    raise
+                raise explained from None
+            finally:
+                del explained  # it would hold this frame, and the frame it
         recorder.end_wait(operation, began_ns)
 
     def shutdown(self) -> None:
@@ -314,9 +318,12 @@ class HpcnbProcessGroup(dist.ProcessGroup):
             if channel is not None:
                 self.guard.withdraw(channel, operation.stamp)
             explained = self.guard.explained(error, self.recorder.words(operation), 0.0)
-            if explained is error:
-                raise
-            raise explained from None
+            try:
+                if explained is error:
+                    raise
+                raise explained from None
+            finally:
+                del explained  # it would hold this frame, and the frame it
 
     def _next_sender(self, tag: int) -> int:
         """Rank in the group of somebody whose message to this rank has not been received; -1 if there is none."""
@@ -521,15 +528,23 @@ def rebuild_groups(generation: int, dead: RankSet) -> int:
         msg = "the default process group was destroyed (dist.destroy_process_group) and is not made again; start anew"
         raise RuntimeError(msg)
     guard = HpcnbProcessGroup.guard
+    release = release_groups()
     guard.mend(generation)
-    groups, before = _living(), []
+    groups: list[HpcnbProcessGroup] = _living()
+    before: list[Any] = []
     try:
-        for group in groups:
-            before.append(group.rebuild(dead))
+        before.extend(group.rebuild(dead) for group in groups)
     except BaseException as error:
         guard.break_groups(f"building groups again failed: {error}")
         raise
     finally:
-        # what a backend still waits for keeps its destructor waiting: not on a thread that somebody needs
-        threading.Thread(target=before.clear, name="hpcnb-old-groups", daemon=True).start()
+        # a backend is destroyed when nothing waits in it any more; not on a thread that somebody needs
+        threading.Thread(target=_let_go, args=(release, before), name="hpcnb-old-groups", daemon=True).start()
     return len(groups)
+
+
+def _let_go(release: Callable[[], None], groups: list[Any]) -> None:
+    release()
+    groups.clear()
+    # frames of the failed cell hold what it waited for, in circles that IPython makes (result -> error -> frame)
+    gc.collect()

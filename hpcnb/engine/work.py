@@ -59,9 +59,12 @@ class RecordedWork(dist.Work):
             recorder.end_wait(operation, began_ns, failed=True)
             waited_s = (perf_counter_ns() - began_ns) / 1e9
             explained = self._guard.explained(error, recorder.words(operation), waited_s)
-            if explained is error:
-                raise
-            raise explained from None
+            try:
+                if explained is error:
+                    raise
+                raise explained from None
+            finally:
+                del explained  # it would hold this frame, and the frame it
         recorder.end_wait(operation, began_ns)
         return done
 

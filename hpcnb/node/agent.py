@@ -44,6 +44,8 @@ _STARTING_S = 0.02
 #: Ranks are looked at so often while a cell runs; an operation that takes longer than this is told of.
 _OBSERVE_S = 0.1
 _LONG_WAIT_S = 0.3
+#: ... or any, for so long after a rank has failed.
+_ALARM_S = 2.0
 #: The memory of ranks is noted so often while a cell runs, should one of them be killed.
 _NOTE_S = 0.5
 #: While ranks are asked to stop at a step, how far they are is looked at so often.
@@ -91,6 +93,7 @@ class Agent:
         self._observer = Observer(self._board, self._ranks)
         self._stop = Stop(self._board)
         self._observe_due_s = self._note_due_s = 0.0
+        self._alarmed_until_s = 0.0
         self._generation = 0
         self._restarts: dict[int, m.RestartRanks] = {}  # ranks to be forked again when they have ended
         self._forking: list[int] = []
@@ -166,7 +169,8 @@ class Agent:
             for process in self._ranks.values():
                 if process.alive:
                     self._memory.note(process.pid)
-        if self._observer.longest_wait_s() >= _LONG_WAIT_S or self._observer.any_stopped():
+        long_s = 0.0 if now_s < self._alarmed_until_s else _LONG_WAIT_S
+        if self._observer.longest_wait_s() > long_s or self._observer.any_stopped():
             facts = {rank: each.pack() for rank, each in self._observer.facts().items()}
             for cell in running:
                 self._server.send_all(m.RankStates(cell, facts))
@@ -370,6 +374,8 @@ class Agent:
         elif isinstance(message, m.Seen):
             self._server.send_all(message)
         else:
+            if isinstance(message, m.CellReply) and not message.ok:
+                self._alarmed_until_s = self._clock() + _ALARM_S  # others may wait for it already
             self._relay.hear(process, message)
 
     def _hear_pipe(self, process: RankProcess, pipe: int) -> None:
