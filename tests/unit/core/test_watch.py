@@ -1,104 +1,511 @@
-"""A running cell: lists of events, and what they lead to."""
+"""A running cell: lists of events, which carry their times, and what they lead to."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpcnb.core.board import Activity, stamp
+from hpcnb.core.diagnosis import Inside, Issues, RankFacts
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.watch import (
+    BoundaryFound,
     CellEnds,
+    ContinueRanks,
+    EndRanks,
     Exited,
-    GraceOver,
     InterruptAsked,
     InterruptRanks,
+    Located,
+    LookAtRanks,
+    Looked,
+    ReleaseRanks,
     Replied,
-    StartGrace,
+    Say,
+    StopAtBoundary,
+    Tick,
     TimedOut,
     Watch,
     advance,
 )
 
-
-def run(num_ranks, *events):
-    watch, happened = Watch(RankSet.all(num_ranks)), []
-    for event in events:
-        watch, actions = advance(watch, event)
-        happened += actions
-    return watch, happened
+CELL = 5
+NEVER = float("inf")
 
 
 def ranks(*members):
     return RankSet(members)
 
 
-CASES = {
+ALL = ranks(0, 1, 2)
+
+
+def watch_of(num_ranks=3, **changes):
+    members = RankSet.all(num_ranks)
+    return Watch(members, CELL, members, **changes)
+
+
+def run(watch, *events):
+    """The watch after events, and ``[(time, action), ...]``."""
+    happened = []
+    for event in events:
+        watch, actions = advance(watch, event)
+        happened += [(event.at_s, action) for action in actions]
+    return watch, happened
+
+
+def actions_of(watch, *events):
+    return [action for _, action in run(watch, *events)[1]]
+
+
+# --- hand-made facts ------------------------------------------------------------------------------------------
+
+
+def inside(members, age_s, *, number=1, key=1, signature=1, name="all_reduce", **changes):
+    stamped = stamp(0, number)
+    return RankFacts(
+        Activity.CELL,
+        CELL,
+        inside=Inside(f"{name} #{number}", key, stamped, RankSet(members), age_s),
+        issues={key: Issues(stamped, {stamped: (signature, f"{name}() (line {number})")})},
+        **changes,
+    )
+
+
+def computing(*, is_stopped=False):
+    return RankFacts(Activity.CELL, CELL, is_stopped=is_stopped)
+
+
+IDLE = RankFacts(Activity.IDLE)
+
+
+def waiting_for(missing, at_s, *, since_s=0.0, number=1, on=ALL, theirs=None):
+    """Looked at ``at_s``: all but ``missing`` wait in one collective since ``since_s``."""
+    facts = {rank: inside(on, at_s - since_s, number=number) for rank in on if rank not in missing}
+    return Looked(at_s, {**facts, **{rank: theirs or computing() for rank in missing if theirs is not IDLE}})
+
+
+def circle(at_s, *, since_s=0.0, number=1):
+    """Ranks 0 and 1 wait for each other, in two groups; rank 2 computes."""
+    return Looked(
+        at_s,
+        {
+            0: inside([0, 1], at_s - since_s, key=1, number=number, name="all_reduce"),
+            1: inside([0, 1], at_s - since_s, key=2, number=number, name="barrier"),
+            2: computing(),
+        },
+    )
+
+
+CIRCLE = "they wait for each other: rank 0 waits in all_reduce #1 for rank 1; rank 1 waits in barrier #1 for rank 0"
+
+
+# --- ranks answer and end ---------------------------------------------------------------------------------------
+
+ENDS = {
     "all answer": ([Replied(2), Replied(0), Replied(1)], [CellEnds(ranks())]),
     "two have answered": ([Replied(2), Replied(0)], []),
     "one answers twice": ([Replied(2), Replied(2)], []),
     "one dies": ([Replied(0), Exited(1), Replied(2)], [CellEnds(ranks())]),
     "all die": ([Exited(0), Exited(1), Exited(2)], [CellEnds(ranks())]),
     "a rank that is not in the cell dies": ([Exited(7)], []),
-    "an interrupt that ranks obey": (
-        [Replied(0), InterruptAsked(), Replied(1), Replied(2)],
-        [InterruptRanks(ranks(1, 2)), StartGrace(), CellEnds(ranks())],
-    ),
-    "an interrupt that a rank does not obey": (
-        [InterruptAsked(), Replied(0), Replied(2), GraceOver()],
-        [InterruptRanks(ranks(0, 1, 2)), StartGrace(), CellEnds(ranks(1))],
-    ),
-    "a second press": (
-        [InterruptAsked(), Replied(0), InterruptAsked(), GraceOver()],
-        [InterruptRanks(ranks(0, 1, 2)), StartGrace(), InterruptRanks(ranks(1, 2)), CellEnds(ranks(1, 2))],
-    ),
-    "a timeout": (
-        [TimedOut(), Replied(0), Replied(1), Replied(2)],
-        [InterruptRanks(ranks(0, 1, 2)), StartGrace(), CellEnds(ranks())],
-    ),
-    "a timeout after an interrupt": (
-        [InterruptAsked(), TimedOut(), GraceOver()],
-        [InterruptRanks(ranks(0, 1, 2)), StartGrace(), InterruptRanks(ranks(0, 1, 2)), CellEnds(ranks(0, 1, 2))],
-    ),
-    "a rank that dies of the interrupt": (
-        [Replied(0), Replied(1), InterruptAsked(), Exited(2)],
-        [InterruptRanks(ranks(2)), StartGrace(), CellEnds(ranks())],
-    ),
+    "a rank that has answered dies": ([Replied(1), Exited(1), Replied(0), Replied(2)], [CellEnds(ranks())]),
     "nothing happens after the end": (
-        [Replied(0), Replied(1), Replied(2), InterruptAsked(), TimedOut(), GraceOver(), Exited(1)],
+        [Replied(0), Replied(1), Replied(2), InterruptAsked(), TimedOut(), Tick(9.0), Exited(1), circle(9.0)],
         [CellEnds(ranks())],
     ),
 }
 
 
-@pytest.mark.parametrize(("events", "expected"), CASES.values(), ids=CASES)
-def test_events_lead_to_actions(events, expected):
-    assert run(3, *events)[1] == expected
+@pytest.mark.parametrize(("events", "expected"), ENDS.values(), ids=ENDS)
+def test_the_cell_ends_when_nobody_runs_it(events, expected):
+    assert actions_of(watch_of(), *events) == expected
 
 
 def test_what_is_remembered():
-    watch, _ = run(3, Exited(1), Exited(7), TimedOut(), Replied(0))
-    assert watch == Watch(ranks(2), exited=ranks(1), interrupted=True, timed_out=True)
-    assert not run(1, InterruptAsked())[0].timed_out
-    assert run(1, InterruptAsked(), TimedOut())[0].timed_out
+    watch, _ = run(
+        watch_of(), Exited(1, 2.0, "was ended by SIGKILL"), Exited(7, 3.0), Replied(0, 4.0, "raised ValueError")
+    )
+    assert (watch.running, watch.exited) == (ranks(2), ranks(1))
+    assert watch.gone == ((0, "raised ValueError"), (1, "was ended by SIGKILL"), (7, "ended"))
+    assert not watch.interrupted
+    watch, _ = run(watch_of(), Replied(0))
+    assert watch.gone == ((0, "ended the cell without it"),)
+    interrupted, _ = run(watch_of(), InterruptAsked())
+    assert (interrupted.interrupted, interrupted.timed_out) == (True, False)
+    timed_out, _ = run(interrupted, TimedOut())
+    assert (timed_out.interrupted, timed_out.timed_out) == (True, True)
 
+
+# --- ranks that wait in vain --------------------------------------------------------------------------------------
+
+
+def test_a_circle_is_released_after_the_grace_period():
+    watch, happened = run(watch_of(), *(circle(at_s) for at_s in (0.4, 0.7, 0.9, 1.0)))
+    assert happened == [(1.0, Say(CIRCLE)), (1.0, ReleaseRanks(ranks(0, 1), CIRCLE))]
+    assert watch.released == ranks(0, 1)
+    assert watch.running == ALL  # they have still to answer
+
+
+@pytest.mark.parametrize(("grace_s", "first_s"), [(0.0, 1.0), (2.5, 3.0), (NEVER, None)])
+def test_the_grace_period_can_be_chosen(grace_s, first_s):
+    _, happened = run(watch_of(grace_s=grace_s), *(circle(float(at_s)) for at_s in (1, 2, 3, 100)))
+    released = [at_s for at_s, action in happened if isinstance(action, ReleaseRanks)]
+    assert (released[0] if released else None) == first_s
+
+
+def test_the_grace_period_begins_anew_with_another_operation():
+    looks = [circle(0.8), circle(1.6, since_s=0.9, number=2), circle(2.4, since_s=1.7, number=3)]
+    watch, happened = run(watch_of(), *looks)
+    assert happened == []
+    _, happened = run(watch, circle(2.8, since_s=1.7, number=3))
+    assert [at_s for at_s, _ in happened] == [2.8, 2.8]
+
+
+def test_a_rank_that_leaves_is_given_the_grace_period_from_then_on():
+    watch, happened = run(
+        watch_of(), waiting_for([2], 30.0), Replied(2, 30.0, "raised ValueError"), waiting_for([2], 30.5, theirs=IDLE)
+    )
+    assert [type(action) for _, action in happened] == [LookAtRanks]
+    _, happened = run(watch, waiting_for([2], 30.9, theirs=IDLE), waiting_for([2], 31.0, theirs=IDLE))
+    assert happened == [
+        (31.0, Say("rank 2 raised ValueError")),
+        (31.0, ReleaseRanks(ranks(0, 1), "rank 2 raised ValueError")),
+    ]
+
+
+def test_a_process_that_ended_is_beyond_doubt():
+    events = [
+        waiting_for([2], 10.5, since_s=10.25),
+        Exited(2, 10.5, "was ended by SIGKILL"),
+        waiting_for([2], 10.625, since_s=10.25, theirs=IDLE),
+        waiting_for([2], 10.75, since_s=10.25, theirs=IDLE),
+    ]
+    _, happened = run(watch_of(), *events)
+    assert happened == [
+        (10.75, Say("rank 2 was ended by SIGKILL")),
+        (10.75, ReleaseRanks(ranks(0, 1), "rank 2 was ended by SIGKILL")),
+    ]
+    assert run(watch_of(grace_s=NEVER), *events)[1] == []
+
+
+def test_a_short_grace_period_stays_short_when_a_process_ends():
+    events = [Exited(2, 10.5), waiting_for([2], 10.625, theirs=IDLE)]
+    assert len(run(watch_of(grace_s=0.125), *events)[1]) == 2
+    assert run(watch_of(grace_s=0.15), *events)[1] == []
+
+
+def mismatch(at_s):
+    return Looked(
+        at_s,
+        {
+            0: inside([0, 1], 0.3, number=7),
+            1: inside([0, 1], 0.3, number=7, signature=2, name="broadcast"),
+            2: computing(),
+        },
+    )
+
+
+def test_a_mismatch_is_released_at_once():
+    words = "as operation 7 of ranks 0,1, rank 0 called all_reduce() (line 7) and rank 1 called broadcast() (line 7)"
+    _, happened = run(watch_of(), mismatch(10.0))
+    assert happened == [(10.0, Say(words)), (10.0, ReleaseRanks(ranks(0, 1), words, mismatch=True))]
+    assert run(watch_of(grace_s=NEVER), mismatch(10.0))[1] == []
+
+
+def test_who_waits_for_a_rank_that_raised_a_mismatch_is_told_its_words():
+    words = "operation 7 of ranks 0-2 is broadcast() (line 6) on rank 2 and all_reduce() (line 7) on rank 0"
+    events = [Replied(2, 10.0, "raised CollectiveMismatch", words), waiting_for([2], 10.1, since_s=9.9, theirs=IDLE)]
+    watch, happened = run(watch_of(), *events)
+    assert happened == [(10.1, Say(words)), (10.1, ReleaseRanks(ranks(0, 1), words, mismatch=True))]
+    watch, _ = run(watch, Replied(1, 10.2, "raised CollectiveMismatch", "something later"))
+    assert watch.mismatch == words
+
+
+def test_a_release_that_did_not_help_is_tried_again():
+    watch, happened = run(watch_of(), *(circle(tenth / 10) for tenth in range(5, 52)))
+    released = [at_s for at_s, action in happened if isinstance(action, ReleaseRanks)]
+    assert released == [1.0, 3.0, 5.0]
+    assert watch.released == ranks(0, 1)
+
+
+def test_ranks_that_begin_to_wait_in_vain_later_are_released_as_well():
+    watch, _ = run(watch_of(), circle(1.0), Replied(0, 1.1, "raised"), Replied(1, 1.1, "raised"))
+    late = {2: inside(ALL, 1.0)}
+    _, happened = run(watch, Looked(2.0, late), Looked(2.1, late))
+    assert happened == [(2.1, Say("ranks 0,1 raised")), (2.1, ReleaseRanks(ranks(2), "ranks 0,1 raised"))]
+
+
+def test_ranks_that_only_wait_are_left_alone():
+    _, happened = run(watch_of(), *(waiting_for([2], float(at_s)) for at_s in range(1, 200, 20)))
+    assert not [action for _, action in happened if not isinstance(action, LookAtRanks)]
+    everybody = [Looked(float(at_s), {rank: inside(ALL, at_s) for rank in ALL}) for at_s in range(1, 200)]
+    assert run(watch_of(), *everybody)[1] == []  # bytes are under way
+
+
+def test_nothing_is_hurried_while_a_person_debugs():
+    debugging = watch_of(is_debugging=True)
+    _, happened = run(debugging, circle(10.0), mismatch(11.0), waiting_for([2], 20.0), Looked(30.0, {}))
+    assert happened == []
+    watch, _ = run(debugging, waiting_for([2], 20.0))
+    assert watch.report == ("ranks 0,1 wait in all_reduce #1 for rank 2, since 20 s",)
+
+
+# --- stopped from outside -----------------------------------------------------------------------------------------
+
+
+def stopped(at_s, *members):
+    return Looked(at_s, {rank: computing(is_stopped=rank in members) for rank in ALL})
+
+
+def test_a_stopped_rank_is_continued_after_the_grace_period():
+    _, happened = run(watch_of(), stopped(5.0, 1), stopped(5.9, 1), stopped(6.0, 1))
+    words = "rank 1 had been stopped from outside (SIGSTOP) and was continued"
+    assert happened == [(6.0, Say(words)), (6.0, ContinueRanks(ranks(1)))]
+    _, happened = run(watch_of(), stopped(5.0, 0, 1), stopped(6.0, 0, 1))
+    assert happened[0][1].words == "ranks 0,1 had been stopped from outside (SIGSTOP) and were continued"
+
+
+def test_a_rank_that_is_stopped_again_is_given_the_grace_period_again():
+    watch, happened = run(watch_of(), stopped(5.0, 1), stopped(5.5), stopped(5.9, 1), stopped(6.5, 1))
+    assert happened == []
+    watch, happened = run(watch, stopped(6.9, 1), stopped(7.0, 1), stopped(7.8, 1))
+    assert [at_s for at_s, action in happened if isinstance(action, ContinueRanks)] == [6.9]
+    assert len(run(watch, stopped(8.0, 1))[1]) == 2
+
+
+def test_with_an_infinite_grace_period_nobody_is_continued():
+    assert run(watch_of(grace_s=NEVER), stopped(1.0, 1), stopped(1e6, 1))[1] == []
+
+
+def test_a_rank_that_is_stopped_in_a_collective_is_continued_and_nobody_is_released():
+    facts = {0: inside(ALL, 9.0), 1: inside(ALL, 9.0), 2: computing(is_stopped=True)}
+    _, happened = run(watch_of(), Looked(9.0, facts), Looked(10.0, facts))
+    assert [action for _, action in happened if not isinstance(action, LookAtRanks)] == [
+        Say("rank 2 had been stopped from outside (SIGSTOP) and was continued"),
+        ContinueRanks(ranks(2)),
+    ]
+
+
+# --- words while the cell runs ------------------------------------------------------------------------------------
+
+
+def test_the_report_begins_after_the_grace_period_and_ends_with_the_wait():
+    watch, _ = run(watch_of(), waiting_for([2], 0.9))
+    assert watch.report == ()
+    watch, _ = run(watch, waiting_for([2], 3.0))
+    assert watch.report == ("ranks 0,1 wait in all_reduce #1 for rank 2, since 3 s",)
+    watch, _ = run(
+        watch, Located(2, 3.1, "is at line 5:  x = f(x)"), Located(0, 3.1, "is at line 6"), waiting_for([2], 4.0)
+    )
+    assert watch.report == (
+        "ranks 0,1 wait in all_reduce #1 for rank 2, since 4 s",
+        "rank 2 is at line 5:  x = f(x)",
+    )
+    watch, _ = run(watch, Looked(5.0, {rank: computing() for rank in ALL}))
+    assert watch.report == ()
+
+
+def test_a_report_is_not_long():
+    num_ranks = 20
+    facts = {rank: inside([rank, rank + 10], 3.0, key=rank + 1, name=f"recv{rank}") for rank in range(10)}
+    facts |= {rank: computing() for rank in range(10, num_ranks)}
+    events = [Located(rank, 1.0, "is at line 5") for rank in range(num_ranks)]
+    watch, _ = run(watch_of(num_ranks), *events, Looked(3.0, facts))
+    assert len(watch.report) == 10
+    assert watch.report[5:7] == ("rank 5 waits in recv5 #1 for rank 15, since 3 s", "rank 10 is at line 5")
+
+
+def test_who_is_waited_for_is_looked_at_every_two_seconds():
+    looks = [waiting_for([2], tenth / 10) for tenth in range(3, 60)]
+    _, happened = run(watch_of(), *looks)
+    assert {action for _, action in happened} == {LookAtRanks(ranks(2))}
+    assert [at_s for at_s, _ in happened] == [1.1, 3.2, 5.3]
+
+
+def test_nobody_looks_at_a_rank_that_does_not_run_the_cell():
+    watch = Watch(ranks(0), CELL, ranks(0))
+    assert run(watch, Looked(9.0, {0: inside([0, 1], 9.0), 1: replace(computing(), cell=4)}))[1] == []
+
+
+# --- interrupts ---------------------------------------------------------------------------------------------------
+
+RELEASE = ReleaseRanks(ALL, "the cell was interrupted")
+ANSWERED = [Replied(rank, 12.0, "raised KeyboardInterrupt") for rank in (0, 1, 2)]
+
+INTERRUPTS = {
+    "all stop at a step": (
+        [InterruptAsked(10.0), BoundaryFound(True, 10.01), Tick(10.5), *(Replied(rank, 10.6) for rank in ALL)],
+        [(10.0, StopAtBoundary(ALL)), (10.6, CellEnds(ranks()))],
+    ),
+    "there is no step to stop at": (
+        [InterruptAsked(10.0), BoundaryFound(False, 10.01), *ANSWERED],
+        [(10.0, StopAtBoundary(ALL)), (10.01, InterruptRanks(ALL)), (12.0, CellEnds(ranks()))],
+    ),
+    "the step is not reached within a second": (
+        [InterruptAsked(10.0), BoundaryFound(True, 10.01), Tick(10.9), Tick(11.0), *ANSWERED],
+        [(10.0, StopAtBoundary(ALL)), (11.0, InterruptRanks(ALL)), (12.0, CellEnds(ranks()))],
+    ),
+    "nobody says whether there is a step": (
+        [InterruptAsked(10.0), Tick(11.1), BoundaryFound(False, 11.2), *ANSWERED],
+        [(10.0, StopAtBoundary(ALL)), (11.1, InterruptRanks(ALL)), (12.0, CellEnds(ranks()))],
+    ),
+    "only ranks that run are asked, interrupted and released": (
+        [Replied(0, 9.0), InterruptAsked(10.0), BoundaryFound(False, 10.0), Replied(1, 10.1), Tick(10.25)],
+        [
+            (10.0, StopAtBoundary(ranks(1, 2))),
+            (10.0, InterruptRanks(ranks(1, 2))),
+            (10.25, ReleaseRanks(ranks(2), "the cell was interrupted")),
+        ],
+    ),
+    "ranks are released a quarter of a second after the signal, once": (
+        [InterruptAsked(10.0), BoundaryFound(False, 10.0), Tick(10.2), Tick(10.25), Tick(10.3), Tick(11.5)],
+        [(10.0, StopAtBoundary(ALL)), (10.0, InterruptRanks(ALL)), (10.25, RELEASE)],
+    ),
+    "the prompt comes back after three seconds": (
+        [InterruptAsked(10.0), BoundaryFound(False, 10.0), Tick(10.25), Replied(1, 11.0), Tick(12.9), Tick(13.0), Tick(14.0)],
+        [(10.0, StopAtBoundary(ALL)), (10.0, InterruptRanks(ALL)), (10.25, RELEASE), (13.0, CellEnds(ranks(0, 2)))],
+    ),
+    "also when no time was seen to pass": (
+        [InterruptAsked(10.0), Tick(20.0)],
+        [(10.0, StopAtBoundary(ALL)), (20.0, InterruptRanks(ALL)), (20.0, CellEnds(ALL))],
+    ),
+    "a second press": (
+        [InterruptAsked(10.0), BoundaryFound(True, 10.0), InterruptAsked(10.5), Tick(10.75), Replied(1, 10.8), Tick(11.0)],
+        [
+            (10.0, StopAtBoundary(ALL)),
+            (10.5, LookAtRanks(ALL, show=True)),
+            (10.5, InterruptRanks(ALL)),
+            (10.75, RELEASE),
+            (11.0, EndRanks(ranks(0, 2), "it did not answer a second Ctrl-C")),
+        ],
+    ),
+    "after a second press the prompt waits for the ranks that are ended": (
+        [
+            InterruptAsked(10.0), InterruptAsked(10.5), Tick(11.0), Tick(13.6),
+            *(Exited(rank, 13.7, "was ended by SIGKILL") for rank in ALL),
+        ],
+        [
+            (10.0, StopAtBoundary(ALL)),
+            (10.5, LookAtRanks(ALL, show=True)),
+            (10.5, InterruptRanks(ALL)),
+            (11.0, RELEASE),
+            (11.0, EndRanks(ALL, "it did not answer a second Ctrl-C")),
+            (13.7, CellEnds(ranks())),
+        ],
+    ),
+    "a second press that ranks obey ends nobody": (
+        [InterruptAsked(10.0), InterruptAsked(10.5), *(Replied(rank, 10.6) for rank in ALL), Tick(11.0)],
+        [
+            (10.0, StopAtBoundary(ALL)),
+            (10.5, LookAtRanks(ALL, show=True)),
+            (10.5, InterruptRanks(ALL)),
+            (10.6, CellEnds(ranks())),
+        ],
+    ),
+    "a third press at once does nothing": (
+        [InterruptAsked(10.0), InterruptAsked(10.5), InterruptAsked(10.6)],
+        [(10.0, StopAtBoundary(ALL)), (10.5, LookAtRanks(ALL, show=True)), (10.5, InterruptRanks(ALL))],
+    ),
+    "a rank that dies of the interrupt": (
+        [Replied(0), Replied(1), InterruptAsked(10.0), Exited(2, 10.1)],
+        [(10.0, StopAtBoundary(ranks(2))), (10.1, CellEnds(ranks()))],
+    ),
+    "a timeout": (
+        [TimedOut(10.0), Tick(10.25), Tick(13.0)],
+        [
+            (10.0, InterruptRanks(ALL)),
+            (10.25, ReleaseRanks(ALL, "the cell ran longer than its timeout")),
+            (13.0, CellEnds(ALL)),
+        ],
+    ),
+    "a timeout that ranks obey": (
+        [TimedOut(10.0), *(Replied(rank, 10.1) for rank in ALL), Tick(10.25)],
+        [(10.0, InterruptRanks(ALL)), (10.1, CellEnds(ranks()))],
+    ),
+    "a timeout while ranks are asked to stop at a step": (
+        [InterruptAsked(10.0), TimedOut(10.5), Tick(11.0), Tick(13.4), Tick(13.5)],
+        [
+            (10.0, StopAtBoundary(ALL)),
+            (10.5, InterruptRanks(ALL)),
+            (11.0, ReleaseRanks(ALL, "the cell ran longer than its timeout")),
+            (13.5, CellEnds(ALL)),
+        ],
+    ),
+    "an answer about steps that nobody asked for": ([BoundaryFound(False, 10.0), Tick(20.0)], []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("events", "expected"), INTERRUPTS.values(), ids=INTERRUPTS)
+def test_an_interrupt(events, expected):
+    assert run(watch_of(), *events)[1] == expected
+
+
+def test_an_interrupt_works_however_long_the_grace_period_is_and_in_the_debugger():
+    for changes in ({"grace_s": NEVER}, {"is_debugging": True}):
+        _, happened = run(
+            watch_of(**changes), InterruptAsked(10.0), BoundaryFound(False, 10.0), Tick(10.25), Tick(13.0)
+        )
+        assert [type(action) for _, action in happened] == [StopAtBoundary, InterruptRanks, ReleaseRanks, CellEnds]
+
+
+# --- any order ------------------------------------------------------------------------------------------------
 
 member = st.integers(0, 3)
-events = st.one_of(
-    st.builds(Replied, member), st.builds(Exited, member), *map(st.just, [InterruptAsked(), TimedOut(), GraceOver()])
-)
+times = st.floats(0.0, 4.0)
+kinds = st.one_of(
+    st.builds(lambda rank, how: lambda at_s: Replied(rank, at_s, how), member, st.sampled_from(["", "raised ValueError"])),
+    st.builds(lambda rank: lambda at_s: Exited(rank, at_s, "was ended"), member),
+    st.builds(lambda rank: lambda at_s: Located(rank, at_s, "is at line 5"), member),
+    st.builds(lambda found: lambda at_s: BoundaryFound(found, at_s), st.booleans()),
+    st.builds(
+        lambda missing, since_s, number: lambda at_s: waiting_for(missing, at_s, since_s=since_s, number=number),
+        st.lists(st.integers(0, 2), max_size=2), times, st.integers(1, 3),
+    ),
+    st.builds(lambda make, since_s: lambda at_s: make(at_s, since_s=since_s), st.just(circle), times),
+    st.builds(lambda members: lambda at_s: stopped(at_s, *members), st.lists(st.integers(0, 2))),
+    st.sampled_from([InterruptAsked, InterruptAsked, TimedOut, Tick, Tick, Tick, mismatch]),
+)  # fmt: skip
 
 
-@given(st.lists(events))
-def test_a_cell_ends_once_and_says_who_is_busy(happened):
-    watch, actions = run(3, *happened)
-    ends = [action for action in actions if isinstance(action, CellEnds)]
+@given(st.lists(st.tuples(times, kinds), max_size=30), st.sampled_from([0.0, 1.0, NEVER]), st.booleans())
+def test_a_cell_ends_once_and_nothing_is_done_after_it(happenings, grace_s, is_debugging):
+    watch, now_s, actions = watch_of(grace_s=grace_s, is_debugging=is_debugging), 0.0, []
+    for later_s, make in happenings:
+        now_s += later_s
+        before = watch
+        watch, new = advance(watch, make(now_s))
+        actions += new
+        assert watch.running.bits & ~before.running.bits == 0  # nobody comes back
+        for action in new:
+            if isinstance(
+                action, StopAtBoundary | InterruptRanks | ReleaseRanks | ContinueRanks | LookAtRanks | EndRanks
+            ):
+                assert action.ranks
+                assert not action.ranks - before.running
+            if isinstance(action, ReleaseRanks | EndRanks):
+                assert action.reason
+        if grace_s == NEVER or is_debugging:  # then only a person or a timeout releases
+            assert before.interrupted or not any(isinstance(action, ReleaseRanks) for action in new)
+    ends = [number for number, action in enumerate(actions) if isinstance(action, CellEnds)]
     assert len(ends) == watch.ended
-    assert [type(action) for action in actions].count(StartGrace) <= 1
     if ends:
+        assert ends == [len(actions) - 1]
         assert actions[-1] == CellEnds(watch.running)
     else:
         assert watch.running
-    for action in actions:
-        if isinstance(action, InterruptRanks):
-            assert action.ranks
+
+
+@given(st.lists(st.tuples(times, kinds), max_size=20))
+def test_the_prompt_comes_back_in_time(happenings):
+    """After Ctrl-C within three seconds; after the second press when ranks have been ended."""
+    watch, now_s = watch_of(), 0.0
+    for later_s, make in happenings:
+        now_s += later_s
+        watch, _ = advance(watch, make(now_s))
+    watch, actions = run(watch, InterruptAsked(now_s), Tick(now_s + 1.0), Tick(now_s + 1.25), Tick(now_s + 3.0))
+    ended = [action.ranks for _, action in actions if isinstance(action, EndRanks)]
+    assert watch.ended or ended == [watch.running]
