@@ -170,13 +170,15 @@ class CellRun:
         frames = [frame for frame in message.frames if frame[0].startswith("<cell ")] or message.frames
         if message.rank in self.wants_stacks:
             self.result.stacks[message.rank] = "\n".join(
-                f"      {file.strip('<>')}, line {line}, in {function}:  {text}"
+                f"      {file.strip('<>')}, line {line}, in {function}  {text}".rstrip()
                 for file, line, function, text in message.frames
             )
         if not frames:
             return []
         _, line, _, text = frames[-1]
-        return self.tell(watch.Located(message.rank, self._clock(), f"is at line {line}:  {text}"))
+        return self.tell(
+            watch.Located(message.rank, self._clock(), f"is at line {line}" + (f":  {text}" if text else ""))
+        )
 
     def _clear(self, ranks: RankSet) -> None:
         """Forget what ranks said that have cleared their output and now say something else."""
@@ -280,6 +282,8 @@ class CellRun:
         self.result.outputs = {rank: "".join(texts) for rank, texts in self._spoken.items() if texts}
         self.result.busy = self.watch.running
         self.result.is_broken |= bool(self.watch.exited or self.watch.released)
+        self.result.killed = self.watch.killed
+        self.result.busy_states = {rank: words for rank, words in self.watch.places if rank in self.watch.running}
         for item in self.result.items:
             if item.kind == "cut":
                 self.result.floods.update({rank: flood_file(rank) for rank in item.ranks})

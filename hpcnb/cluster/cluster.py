@@ -371,7 +371,7 @@ class Cluster:
 
     def _recover_from(self, result: CellResult) -> list[str]:
         ended = RankSet(result.exits)
-        if ended and (self._auto_restart or result.stacks) and not self.busy & self.alive:
+        if ended and (self._auto_restart or result.killed) and not self.busy & self.alive:
             took_s = recovery.restart(self, ended)
             self._is_broken = False
             return [f"{ended.words()} replaced in {took_s:.1f} s; type  %hpc who  to see which names are missing there"]
@@ -408,7 +408,8 @@ class Cluster:
             if run.watch.timed_out:
                 result.timeout_s = timeout_s
             if result.busy:
-                result.busy_states = {row["rank"]: row["state"] for row in self.status() if row["rank"] in result.busy}
+                states = {row["rank"]: row["state"] for row in self.status() if row["rank"] in result.busy}
+                result.busy_states = states | result.busy_states
         finally:
             self._run_lock.release()
 
@@ -467,11 +468,12 @@ class Cluster:
             status = self._exited[dead.first()].status
             how = f"signal {-status}" if status < 0 else f"status {status}"
             if len(self._exited) == self.world_size:
-                msg = f"all ranks have ended ({how}); type  %hpc stop  and then  %hpc start {self.world_size}"
+                msg = f"all ranks have ended ({how}); replace them:  %hpc restart-rank"
                 raise ClusterStateError(msg)
+            them = "it" if len(dead) == 1 else "them"
             msg = (
                 f"{dead.words()} of {self.world_size} {'has' if len(dead) == 1 else 'have'} ended ({how}); run on the "
-                f"others with  --on ~({dead})  or start again with  %hpc stop  and  %hpc start {self.world_size}"
+                f"others with  --on ~({dead})  or replace {them}:  %hpc restart-rank"
             )
             raise ClusterStateError(msg)
         if busy := RankSet(self._busy) & ranks:

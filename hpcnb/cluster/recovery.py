@@ -55,7 +55,7 @@ def mend(cluster: Cluster) -> tuple[bool, list[str]]:
         return False, [f"process groups could not be built again; type  %hpc recover  to try once more\n{error}"]
     lines = [f"process groups built again (generation {generation}, {time.perf_counter() - began_s:.2f} s)"]
     if dead:
-        lines[0] += f"; {dead.words()} {'is' if len(dead) == 1 else 'are'} missing: type  %hpc restart-rank {dead}"
+        lines[0] += f"; {dead.words()} {'is' if len(dead) == 1 else 'are'} missing: type  %hpc restart-rank"
         lines.append(f"all names on {alive.words()} are intact")
     else:
         lines.append("all names on all ranks are intact")

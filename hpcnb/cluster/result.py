@@ -129,6 +129,7 @@ class CellResult:
         recovery: What was done after the cell so that the next one works, in words.
         stacks: ``{rank: what its Python code did}`` where a second Ctrl-C asked for it.
         is_broken: Process groups must be built again.
+        killed: Ranks that did not answer a second Ctrl-C and were ended.
     """
 
     cell: int
@@ -152,6 +153,7 @@ class CellResult:
     recovery: list[str] = field(default_factory=list)
     stacks: dict[int, str] = field(default_factory=dict)
     is_broken: bool = False
+    killed: RankSet = field(default_factory=RankSet)
     spans: RawSpans | None = None
     pickles: dict[int, bytes] = field(default_factory=dict, repr=False)
     problems: dict[int, str] = field(default_factory=dict)
@@ -257,12 +259,14 @@ class CellResult:
         if released := self._released_text():
             parts.append("\n".join(released))
         if self.stacks:
-            parts.append("\n".join(f"rank {rank} was at:\n{stack}" for rank, stack in sorted(self.stacks.items())))
+            parts.append("\n".join(self._stacks_text()))
         if self.busy:
             runs = "runs" if len(self.busy) == 1 else "run"
             lines = [f"{self.busy.words()} did not answer the interrupt and still {runs} {self.label}"]
             lines += [f"    rank {rank}: {state}" for rank, state in sorted(self.busy_states.items())]
-            lines.append("type  %hpc interrupt  to try again, or  %hpc stop  to end the cluster")
+            lines.append(
+                f"type  %hpc interrupt  to try again, or  %hpc restart-rank {self.busy}  (names there are lost)"
+            )
             parts.append("\n".join(lines))
         if self.interrupted and not parts:
             parts.append(f"{self.label} was interrupted")
@@ -294,8 +298,18 @@ class CellResult:
             return f"{head}\n\n{error.traceback}"
         return head
 
+    def _stacks_text(self) -> list[str]:
+        groups: dict[str, list[int]] = {}
+        for rank, stack in sorted(self.stacks.items()):
+            groups.setdefault(stack, []).append(rank)
+        return [f"{RankSet(ranks).words()} at the second Ctrl-C:\n{stack}" for stack, ranks in groups.items()]
+
     def _exit_text(self, rank: int) -> str:
         exited = self.exit_details[rank]
+        if rank in self.killed:
+            return (
+                f"rank {rank} of {self.world_size} did not answer the second Ctrl-C and was ended; its names are lost"
+            )
         inside = f" while it waited in {exited.was_in}" if exited.was_in else ""
         lines = [f"rank {rank} of {self.world_size} {exited}{inside}; its names are lost"]
         lines += [f"      {line}" for line in exited.last_lines]

@@ -12,13 +12,17 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["IDLE_TIMEOUT_S", "AgentSpec", "RunFolder", "agent_environment", "runtime_root"]
+__all__ = ["IDLE_TIMEOUT_S", "STACK_SIGNAL", "AgentSpec", "RunFolder", "agent_environment", "runtime_root"]
 
 
+#: Makes a rank write its stack from C, without the interpreter. Users' code and libraries use SIGUSR1, SIGUSR2 and the
+#: first real-time signals.
+STACK_SIGNAL = signal.SIGRTMIN + 9
 #: A cluster ends itself when no notebook has been connected for so long.
 IDLE_TIMEOUT_S = 8 * 3600.0
 

@@ -205,6 +205,7 @@ class Watch:
         ended: Whether the cell is over.
         report: In words: who waits for whom; for while the cell runs.
         released: Ranks that were released.
+        killed: Ranks that were ended since they did not answer the second Ctrl-C.
         is_debugging: A person looks at a rank in the debugger: nothing is hurried.
     """
 
@@ -219,6 +220,7 @@ class Watch:
     ended: bool = False
     report: tuple[str, ...] = ()
     released: RankSet = field(default_factory=RankSet)
+    killed: RankSet = field(default_factory=RankSet)
     is_debugging: bool = False
     mismatch: str = ""
     left_s: float = 0.0  # when the last rank left
@@ -358,9 +360,9 @@ def _tick(watch: Watch, at_s: float) -> tuple[Watch, list[Action]]:
     if at_s >= watch.release_at_s:
         watch = replace(watch, release_at_s=float("inf"), released=watch.released | watch.running, released_s=at_s)
         reason = "the cell ran longer than its timeout" if watch.timed_out else "the cell was interrupted"
-        actions.append(ReleaseRanks(watch.running, reason))
+        actions += [ReleaseRanks(watch.running, reason), LookAtRanks(watch.running)]  # to say where they are
     if at_s >= watch.end_at_s:
-        watch = replace(watch, end_at_s=float("inf"))
+        watch = replace(watch, end_at_s=float("inf"), killed=watch.running)
         actions.append(EndRanks(watch.running, "it did not answer a second Ctrl-C"))
     if at_s >= watch.prompt_at_s:
         return replace(watch, ended=True), [*actions, CellEnds(watch.running)]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hpcnb.core.messages import InterruptCell, LookAtRank, Message, ReleaseRank, Seen, Shutdown
 from hpcnb.engine import process_group
 from hpcnb.engine.failure import is_ours
+from hpcnb.engine.recorder import CELL_FILE_PREFIX
 
 if TYPE_CHECKING:
     from hpcnb.engine.guard import Guard
@@ -62,13 +63,16 @@ class Control:
             self._end()
 
     def _frames(self) -> list[Any]:
-        """Frames of the main thread that are the user's or a library's, innermost last."""
-        frames = []
+        """Frames of the main thread from its cell inwards, without ours, innermost last."""
+        frames: list[Any] = []
+        in_cell = 0
         frame = sys._current_frames().get(self._main_thread)
         while frame is not None:
             code = frame.f_code
             if not is_ours(code.co_filename):
                 text = linecache.getline(code.co_filename, frame.f_lineno).strip()
                 frames.append((code.co_filename, frame.f_lineno, code.co_name, text))
+                if code.co_filename.startswith(CELL_FILE_PREFIX):
+                    in_cell = len(frames)
             frame = frame.f_back
-        return frames[:_MAX_FRAMES][::-1]
+        return frames[: min(in_cell or _MAX_FRAMES, _MAX_FRAMES)][::-1]

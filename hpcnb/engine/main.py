@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import builtins
 import datetime
+import faulthandler
 import gc
 import logging
 import mmap
@@ -24,7 +25,7 @@ from IPython.core import page
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from hpcnb.core.board import NUM_SLOTS, Board
-from hpcnb.core.launch import AgentSpec, RunFolder
+from hpcnb.core.launch import STACK_SIGNAL, AgentSpec, RunFolder
 from hpcnb.core.mesh import MeshSpec
 from hpcnb.core.messages import RankReady
 from hpcnb.core.spans import RingWriter
@@ -146,9 +147,12 @@ def _end() -> None:
 
 
 def _connect(seat: RankSeat, folder: RunFolder, interrupts: Interrupts) -> RankLink:
-    """Standard streams become pipes that the agent reads."""
+    """Standard streams become pipes that the agent reads, and one more takes the stack on a signal."""
     pipes = [os.pipe(), os.pipe()]
-    link = RankLink(folder.agent_socket, seat.rank, [pipes[0][0], pipes[1][0]], interrupts)
+    stacks_read, stacks_write = os.pipe()
+    link = RankLink(folder.agent_socket, seat.rank, [pipes[0][0], pipes[1][0], stacks_read], interrupts)
+    os.close(stacks_read)
+    faulthandler.register(STACK_SIGNAL, file=stacks_write, all_threads=False, chain=False)
     for descriptor, (read, write) in zip((1, 2), pipes, strict=True):
         os.dup2(write, descriptor)
         os.close(write)

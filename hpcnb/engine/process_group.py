@@ -151,7 +151,7 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         self._peer_sequence.clear()
         missing = RankSet(self.members()) & dead
         if missing:
-            self._lost = f"{missing.words()} ended; %hpc restart-rank {missing} brings {_pronoun(missing)} back"
+            self._lost = f"{missing.words()} ended; %hpc restart-rank brings {_pronoun(missing)} back"
             return None
         before, self._inner = self._inner, self._connect()
         self._lost = ""

@@ -25,6 +25,7 @@ from hpcnb.core.launch import AgentSpec, RunFolder
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.version import __version__
 from hpcnb.node import controller
+from hpcnb.node.looks import Looks
 from hpcnb.node.memory import Memory
 from hpcnb.node.observer import Observer, words_of
 from hpcnb.node.rank_process import RankProcess
@@ -92,6 +93,7 @@ class Agent:
         self._relay = CellRelay(self._ranks, self._server.send_all, clock)
         self._observer = Observer(self._board, self._ranks)
         self._stop = Stop(self._board)
+        self._looks = Looks(self._server.send_all, clock)
         self._observe_due_s = self._note_due_s = 0.0
         self._alarmed_until_s = 0.0
         self._generation = 0
@@ -144,6 +146,7 @@ class Agent:
         now_s = self._clock()
         self._relay.tick(now_s)
         self._observe(now_s)
+        self._looks.tick(now_s)
         self._check_owners(now_s)
         self._check_controller()
 
@@ -152,6 +155,7 @@ class Agent:
         due = [now_s + (_STARTING_S if self._controller_started_ns else 1.0)]
         if self._relay.due_s is not None:
             due += [self._relay.due_s, self._observe_due_s]
+        due.append(self._looks.due_s)
         if self._stop.is_open:
             due.append(now_s + _STOP_S)
         return max(0.0, min(due) - now_s)
@@ -329,7 +333,7 @@ class Agent:
             return
         connection.settimeout(5.0)
         try:
-            received, descriptors, _, _ = socket.recv_fds(connection, 4096, 2)
+            received, descriptors, _, _ = socket.recv_fds(connection, 4096, 3)
             (hello,) = m.FrameReader().feed(received)
         except (OSError, ValueError) as error:
             LOG.warning("refused a connection of process %d: %s", pid, error)
@@ -346,8 +350,9 @@ class Agent:
             return
         process.pid = hello.pid
         process.attach_cells(connection, descriptors)
-        cells, *pipes = process.descriptors
+        cells, stacks, *pipes = process.descriptors
         self._watch(cells, lambda: self._hear_rank(process, cells))
+        self._watch(stacks, lambda: self._looks.dumped(process.rank, process.read_stacks()))
         for pipe in pipes:
             self._watch(pipe, lambda pipe=pipe: self._hear_pipe(process, pipe))  # type: ignore[misc]
 
@@ -372,7 +377,7 @@ class Agent:
         elif isinstance(message, m.GroupMade):
             self._observer.group_made(message.key, message.members)
         elif isinstance(message, m.Seen):
-            self._server.send_all(message)
+            self._looks.seen(message)
         else:
             if isinstance(message, m.CellReply) and not message.ok:
                 self._alarmed_until_s = self._clock() + _ALARM_S  # others may wait for it already
@@ -430,7 +435,7 @@ class Agent:
                 process.send_control(m.ReleaseRank(message.reason, message.mismatch))
         elif isinstance(message, m.LookAt):
             for process in self._chosen(message.ranks):
-                process.send_control(m.LookAtRank(message.cell))
+                self._looks.ask(process, message.cell)
         elif isinstance(message, m.Continue):
             for process in self._chosen(message.ranks):
                 process.signal(signal.SIGCONT)

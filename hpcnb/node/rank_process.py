@@ -52,6 +52,7 @@ class RankProcess:
     _control: socket.socket | None = None
     _unsent: bytearray = field(default_factory=bytearray)
     _reader: FrameReader = field(default_factory=FrameReader)
+    _stacks: int = -1
     _pipes: dict[int, tuple[str, codecs.IncrementalDecoder]] = field(default_factory=dict)
     _ring: RingReader | None = None
     _gate: FloodGate | None = None
@@ -71,7 +72,8 @@ class RankProcess:
         """The rank's first connection, with its pipes; its span ring is ready."""
         connection.setblocking(False)
         self._cells = connection
-        out, err = descriptors
+        out, err, self._stacks = descriptors
+        os.set_blocking(self._stacks, False)
         for name, descriptor in (("stdout", out), ("stderr", err)):
             os.set_blocking(descriptor, False)
             self._pipes[descriptor] = (name, _decoder())
@@ -85,7 +87,8 @@ class RankProcess:
     @property
     def descriptors(self) -> list[int]:
         """To be watched for reading."""
-        return [*([self._cells.fileno()] if self._cells else []), *self._pipes]
+        stacks = [self._stacks] if self._stacks >= 0 else []
+        return [*([self._cells.fileno()] if self._cells else []), *stacks, *self._pipes]
 
     def read_messages(self) -> list[Message]:
         """What the rank has sent."""
@@ -102,6 +105,13 @@ class RankProcess:
             self._cells = None
             return []
         return self._reader.feed(received)
+
+    def read_stacks(self) -> str:
+        """What faulthandler has written since the last call."""
+        try:
+            return os.read(self._stacks, 1 << 16).decode("utf-8", "backslashreplace")
+        except BlockingIOError:
+            return ""
 
     def read_pipe(self, descriptor: int) -> list[Entry]:
         """Some of what was written to the rank's descriptor 1 or 2: one read, nothing if there is nothing."""
@@ -262,6 +272,9 @@ class RankProcess:
         for descriptor in self._pipes:
             os.close(descriptor)
         self._pipes.clear()
+        if self._stacks >= 0:
+            os.close(self._stacks)
+            self._stacks = -1
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
