@@ -76,6 +76,8 @@ class CellRun:
         self.submitted_ns = 0
         self.changed = False
         self.signalled = False
+        #: Ranks that wait for a person, or are in a debugger: silent, and not stuck.
+        self.asking = RankSet()
         self._times: dict[int, tuple[int, int]] = {}
         self._grouper = Grouper(ranks)
         self._cleared = RankSet()
@@ -100,7 +102,7 @@ class CellRun:
             case m.Output():
                 for ranks, entries in message.entries:
                     for kind, text in entries:
-                        self._say(ranks, kind, text)
+                        self.say(ranks, kind, text)
             case m.Display():
                 self._show(message)
             case m.Clear():
@@ -141,7 +143,8 @@ class CellRun:
             self._grouper.clear(cleared)
             self.changed = True
 
-    def _say(self, ranks: RankSet, kind: str, text: str) -> None:
+    def say(self, ranks: RankSet, kind: str, text: str) -> None:
+        """These ranks said something next."""
         self._clear(ranks)
         self._grouper.add(ranks, kind, text)
         for rank in ranks:

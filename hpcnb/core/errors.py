@@ -15,6 +15,8 @@
     +-- CellFailed             a parallel cell raised on some ranks
     |   +-- CellTimeout        ... or ran longer than asked
     |   +-- CellInterrupted    ... or was interrupted
+    +-- DebuggerQuit           breakpoint() was left with q: the cell ends on that rank
+    +-- ReplicasDiffer         ranks that should hold equal numbers do not
     +-- TransferError          a value that cannot travel between notebook and ranks
     +-- TimelineError          spans that cannot be read or drawn
 
@@ -28,12 +30,14 @@ __all__ = [
     "CellInterrupted",
     "CellTimeout",
     "ClusterStateError",
+    "DebuggerQuit",
     "HpcnbError",
     "LaunchError",
     "LinkError",
     "MagicError",
     "MeshError",
     "OptionError",
+    "ReplicasDiffer",
     "SelectionError",
     "TimelineError",
     "TransferError",
@@ -99,6 +103,14 @@ class CellTimeout(CellFailed):
 
 class CellInterrupted(CellFailed):
     """A parallel cell was stopped by an interrupt."""
+
+
+class DebuggerQuit(HpcnbError, RuntimeError):
+    """A debugger was left without running on, so the cell ended on that rank. Raised on ranks."""
+
+
+class ReplicasDiffer(HpcnbError, AssertionError):
+    """Ranks that should hold equal numbers do not; names the first that differs. Raised on ranks."""
 
 
 class TransferError(HpcnbError, TypeError):

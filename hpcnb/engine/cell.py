@@ -16,6 +16,8 @@ import cloudpickle
 from hpcnb.core.messages import (
     CallFunction,
     CellReply,
+    Check,
+    Debug,
     FrameReader,
     Message,
     RankClear,
@@ -24,13 +26,14 @@ from hpcnb.core.messages import (
     Recording,
     RunCell,
 )
-from hpcnb.engine import failure, process_group
+from hpcnb.engine import failure, process_group, replicas
 from hpcnb.engine.display import LastValue, LinkDisplay
 from hpcnb.engine.source import CellSource, ends_with_semicolon
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
+    from hpcnb.engine.debugger import Debugger
     from hpcnb.engine.interrupts import Interrupts
     from hpcnb.engine.link import RankLink
     from hpcnb.engine.recorder import Recorder
@@ -54,6 +57,7 @@ class CellRunner:
         recorder: Of this rank.
         interrupts: Of this rank.
         names: What every cell finds in its namespace: rank, world_size, local_rank, device, mesh, hpc.
+        debugger: Of this rank.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class CellRunner:
         recorder: Recorder,
         interrupts: Interrupts,
         names: dict[str, Any],
+        debugger: Debugger,
     ) -> None:
         self._rank = rank
         self._shell = shell
@@ -73,6 +78,7 @@ class CellRunner:
         self._recorder = recorder
         self._interrupts = interrupts
         self._names = names
+        self._debugger = debugger
         self._rebound: set[str] = set()
         self._reader = FrameReader()
         self._queue: deque[Message] = deque()
@@ -105,6 +111,10 @@ class CellRunner:
                 self._run(message.cell, lambda message=message: self._call(message))  # type: ignore[misc]
             elif isinstance(message, Rebuild):
                 self._run(message.cell, lambda message=message: self._rebuild(message))  # type: ignore[misc]
+            elif isinstance(message, Debug):
+                self._run(message.cell, self._debug, keep=False)
+            elif isinstance(message, Check):
+                self._run(message.cell, lambda message=message: self._check(message), keep=False)  # type: ignore[misc]
             elif isinstance(message, Recording):
                 self._recorder.enabled = message.enabled
                 self._run(message.cell, _Outcome)
@@ -126,7 +136,7 @@ class CellRunner:
 
     # --- one cell -------------------------------------------------------------------------------------------
 
-    def _run(self, cell: int, body: Callable[[], _Outcome]) -> None:
+    def _run(self, cell: int, body: Callable[[], _Outcome], *, keep: bool = True) -> None:
         start_ns = self._enter(cell)
         outcome: _Outcome | None = None
         try:
@@ -139,6 +149,9 @@ class CellRunner:
         except KeyboardInterrupt as error:  # between two lines above
             self._interrupts.end()
             outcome = outcome or _Outcome(error=error)
+        self._debugger.end()
+        if keep:
+            self._debugger.keep(outcome.error)
         self._leave(cell, start_ns, outcome)
 
     async def _run_awaiting(self, message: RunCell) -> None:
@@ -157,6 +170,8 @@ class CellRunner:
             self._interrupts.end()
         if self._interrupts.cancelled and isinstance(outcome.error, asyncio.CancelledError):
             outcome.error = KeyboardInterrupt().with_traceback(outcome.error.__traceback__)
+        self._debugger.end()
+        self._debugger.keep(outcome.error)
         self._leave(message.cell, start_ns, outcome)
 
     def _enter(self, cell: int) -> int:
@@ -252,6 +267,16 @@ class CellRunner:
     def _rebuild(self, message: Rebuild) -> _Outcome:
         count = process_group.rebuild_groups(message.generation)
         return _Outcome(text=str(count), has_value=True)
+
+    def _debug(self) -> _Outcome:
+        self._debugger.post_mortem()
+        return _Outcome()
+
+    def _check(self, message: Check) -> _Outcome:
+        outcome = _Outcome()
+        digests = replicas.named_digests(self._shell.user_ns, message.names, rng=message.rng)
+        outcome.pickled, outcome.problem = _pickle(digests)
+        return outcome
 
     def _send_clear(self, wait: bool) -> None:  # noqa: FBT001 - IPython's order
         for stream in self._streams:

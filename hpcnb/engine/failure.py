@@ -13,6 +13,7 @@ from typing import Any
 
 import IPython
 
+from hpcnb.core.errors import HpcnbError
 from hpcnb.engine.recorder import CELL_FILE_PREFIX
 
 __all__ = ["describe"]
@@ -46,7 +47,8 @@ def describe(error: BaseException) -> dict[str, Any]:
         "cell": cell,
         "line": line,
         "code": code,
-        "traceback": text,
+        # errors of ours say what to do; one line of cell code, which ``line`` and ``code`` tell, adds nothing
+        "traceback": "" if isinstance(error, HpcnbError) and len(summary.stack) <= 1 else text,
         "key": _ADDRESS.sub("0x", text),
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import builtins
 import datetime
 import gc
 import logging
@@ -25,15 +24,17 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from hpcnb.core.launch import AgentSpec, RunFolder
 from hpcnb.core.mesh import MeshSpec
-from hpcnb.core.messages import InterruptCell, Message, RankReady, Shutdown
+from hpcnb.core.messages import InputReply, InterruptCell, Message, RankReady, Shutdown
 from hpcnb.core.spans import RingWriter, ring_bytes
 from hpcnb.core.version import __version__
 from hpcnb.engine import devices, process_group
 from hpcnb.engine.cell import CellRunner
+from hpcnb.engine.debugger import Debugger
 from hpcnb.engine.hpc import Hpc
 from hpcnb.engine.interrupts import Interrupts
 from hpcnb.engine.ipp import Engine
 from hpcnb.engine.link import RankLink
+from hpcnb.engine.prompter import Prompter
 from hpcnb.engine.recorder import Recorder
 from hpcnb.engine.streams import LinkStream
 
@@ -86,11 +87,15 @@ def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder) -> None:
         )
         sys.stdout, sys.stderr = streams
         _prepare_shell(engine.kernel.shell)
-        runner = CellRunner(seat.rank, engine.kernel.shell, link, streams, recorder, interrupts, names)
+        prompter = Prompter(seat.rank, link, streams, lambda: recorder.cell)
+        prompter.install()
+        debugger = Debugger(seat.rank, link, prompter, streams[0], lambda: recorder.cell)
+        debugger.install()
+        runner = CellRunner(seat.rank, engine.kernel.shell, link, streams, recorder, interrupts, names, debugger)
         interrupts.install()  # the engine ignores SIGINT from here on; cells shall not
         loop = engine.loop.asyncio_loop
         loop.add_reader(link.cells, runner.on_readable)
-        link.start(lambda message: _control(message, engine, interrupts), lambda: os._exit(1))
+        link.start(lambda message: _control(message, engine, interrupts, prompter), lambda: os._exit(1))
         link.send(
             RankReady(
                 seat.rank, os.getpid(), os.uname().nodename, str(device),
@@ -114,10 +119,12 @@ def _end() -> None:
         os._exit(0)
 
 
-def _control(message: Message, engine: Engine, interrupts: Interrupts) -> None:
+def _control(message: Message, engine: Engine, interrupts: Interrupts, prompter: Prompter) -> None:
     """A message for the link thread."""
     if isinstance(message, InterruptCell):
         interrupts.interrupt(message.cell)
+    elif isinstance(message, InputReply):
+        prompter.answer(message)
     elif isinstance(message, Shutdown):
         engine.loop.add_callback(_end)
 
@@ -192,8 +199,6 @@ def _prepare_interpreter(seat: RankSeat, spec: AgentSpec) -> None:
     warnings.filterwarnings("ignore", message="To exit: use", category=UserWarning)
     # processes that a cell forks (multiprocessing, data loaders) end as any other process does
     os.register_at_fork(after_in_child=_become_plain)
-    builtins.input = _no_input
-    sys.breakpointhook = _no_breakpoint
 
 
 def _become_plain() -> None:
@@ -201,16 +206,8 @@ def _become_plain() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-
-
-def _no_input(prompt: object = "") -> str:
-    msg = f"input({prompt!r}) is not possible on ranks: ask in the notebook and give the answer to the cell"
-    raise RuntimeError(msg)
-
-
-def _no_breakpoint(*_: object, **__: object) -> None:
-    msg = "breakpoint() is not possible on ranks yet: print what you need, or use hpc.span and %hpc timing"
-    raise RuntimeError(msg)
+    Prompter.uninstall()
+    Debugger.uninstall()
 
 
 def _prepare_shell(shell: Any) -> None:

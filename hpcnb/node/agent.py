@@ -340,6 +340,10 @@ class Agent:
             for rank in message.ranks:
                 if rank in self._ranks and self._ranks[rank].cell:
                     self._interrupt(self._ranks[rank])
+        elif isinstance(message, m.InputReply):
+            process = self._ranks.get(message.rank)
+            if process is not None and process.cell == message.cell:
+                process.send_control(message)  # its main thread waits, its link thread listens
         elif isinstance(message, m.Ask):
             self._server.send(client, m.Answer(message.request, self._answer(message)))
         elif isinstance(message, m.Shutdown):

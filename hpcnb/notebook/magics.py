@@ -100,6 +100,13 @@ class HpcMagics(Magics):
     def _recover(self, _: arguments.VerbOptions) -> None:
         print(f"process groups rebuilt: generation {_cluster().recover()}")
 
+    def _debug(self, options: arguments.VerbOptions) -> None:
+        _cluster().debug(int(options.words[0]), view=show.cell_view(self.shell, show_time=False))
+
+    def _check(self, options: arguments.VerbOptions) -> None:
+        asked = options.check or arguments.CheckOptions()
+        print(repr(_cluster().check(*asked.names, axis=asked.axis, rng=asked.rng, on=asked.on)))
+
     def _timing(self, options: arguments.VerbOptions) -> None:
         show.timing(self.shell, _cluster(), options.words)
 
