@@ -50,7 +50,7 @@ class CheckResult:
         along = f"along axis {self.axis}" if self.axis else "over all ranks"
         what = f"{len(compared)} tensor{'s' if len(compared) != 1 else ''} and values, {size}, {along}"
         if not compared:
-            return f"nothing to compare {along}: {self.ranks.words()} hold pieces of their own"
+            return f"nothing to compare {along}: no two of these ranks should hold the same"
         if self.ok:
             return f"{self.ranks.words()} agree: {what}"
         lines = [f"{len({row.path for row in self.different})} of {what}, differ:"]

@@ -35,6 +35,18 @@ def _is_hidden(code: CodeType) -> bool:
     return code.co_filename.startswith(_HIDDEN_FILES)
 
 
+def _is_statement(frame: FrameType) -> bool:
+    """Whether it is a statement of a cell, at its top level."""
+    return frame.f_code.co_name == "<module>" and frame.f_code.co_filename.startswith(CELL_FILE_PREFIX)
+
+
+def _in_cell(frame: FrameType | None) -> bool:
+    """Whether it is code of a cell, or was called by some."""
+    while frame is not None and not frame.f_code.co_filename.startswith(CELL_FILE_PREFIX):
+        frame = frame.f_back
+    return frame is not None
+
+
 class _RankPdb(pdb.Pdb):
     """pdb that asks through the link.
 
@@ -48,6 +60,7 @@ class _RankPdb(pdb.Pdb):
         super().__init__(completekey="", stdout=stream, skip=_AROUND_CELLS, nosigint=True, readrc=False)  # type: ignore[arg-type] # it only writes
         self._ask = ask
         self._on_left = on_left
+        self._entered: FrameType | None = None
         self.refused = False  #: it was left since nobody answers
         self.why_left = ""  #: why it was left without running on
 
@@ -110,12 +123,50 @@ class _RankPdb(pdb.Pdb):
         at = next((at for at, (frame, _) in enumerate(shown) if frame is current), len(shown) - 1)
         return shown, at
 
+    def stop_in(self, frame: FrameType) -> None:
+        """Stop in this frame as soon as it runs on: at the next instruction, not at the next line.
+
+        So a breakpoint() that ends a function or a cell stops too (pdb does the same from Python 3.13 on).
+        """
+        self.reset()
+        frame.f_trace_opcodes = True
+        self._entered = frame
+        outer: FrameType | None = frame
+        while outer is not None:
+            outer.f_trace = self.trace_dispatch
+            self.botframe = outer
+            outer = outer.f_back
+        self.set_step()
+        sys.settrace(self.trace_dispatch)
+
     def trace_dispatch(self, frame: FrameType, event: str, arg: Any) -> Any:
         """Python's trace function; q becomes an error that says what happened."""
+        if event == "opcode":
+            if frame is not self._entered:
+                return self.trace_dispatch
+            event = "line"
+        if frame is self._entered:
+            frame.f_trace_opcodes = False
+            self._entered = None
         try:
             return super().trace_dispatch(frame, event, arg)
         except bdb.BdbQuit:
             raise DebuggerQuit(self.why_left) from None
+
+    def stop_here(self, frame: FrameType) -> bool:
+        """Whether a step ends here: only in code that the cell has called."""
+        return bool(super().stop_here(frame)) and _in_cell(frame)
+
+    # IPython runs every statement of a cell as a code object of its own: a step leads from one to the next
+    def user_call(self, frame: FrameType, argument_list: None) -> None:
+        """A function is called."""
+        if not _is_statement(frame):
+            super().user_call(frame, argument_list)
+
+    def user_return(self, frame: FrameType, return_value: Any) -> None:
+        """A function returns."""
+        if not _is_statement(frame):
+            super().user_return(frame, return_value)
 
     def do_run(self, arg: str) -> None:
         """Restart: a rank is no script."""
@@ -168,12 +219,12 @@ class Debugger:
         self.set_trace(sys._getframe(1))
 
     def set_trace(self, frame: FrameType | None = None, **_: object) -> None:
-        """Stop at the line that follows.
+        """Stop where it is called.
 
         Raises:
             DebuggerQuit: Out of the code that is debugged, when the person leaves with q.
         """
-        self._pdb.set_trace(frame or sys._getframe(1))
+        self._pdb.stop_in(frame or sys._getframe(1))
 
     def end(self) -> None:
         """The cell is over: what runs from here on is not debugged."""
