@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TextIO, runtime_checkable
 
 from hpcnb.core import messages as m
@@ -122,7 +123,7 @@ class Asker:
         question = self._questions.next(time.monotonic())
         if question is not None:
             self._put(question)
-        self._run.asking = self._questions.ranks
+        self._run.watch = replace(self._run.watch, is_debugging=bool(self._questions.ranks))
         now_s = time.monotonic()
         held_s = now_s - self._last_s if was_held or question is not None else 0.0
         self._last_s = now_s

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from time import perf_counter_ns
+from time import monotonic, perf_counter_ns
 from typing import Any, Protocol
 
-from hpcnb.cluster.result import CellResult, RankError, RawSpans, RichOutput
+from hpcnb.cluster.result import CellResult, RankError, RankExit, RawSpans, RichOutput
 from hpcnb.core import messages as m
 from hpcnb.core import watch
+from hpcnb.core.diagnosis import RankFacts
 from hpcnb.core.grouping import Grouper, Item
 from hpcnb.core.ranks import RankSet
 
@@ -65,19 +66,30 @@ class CellRun:
         label: What tracebacks call it.
         ranks: Ranks it runs on.
         world_size: Ranks of the cluster.
+        grace_s: Ranks that wait in vain for so long are released.
+        clock: Monotonic seconds.
     """
 
-    def __init__(self, cell: int, label: str, ranks: RankSet, world_size: int) -> None:
+    def __init__(
+        self,
+        cell: int,
+        label: str,
+        ranks: RankSet,
+        world_size: int,
+        *,
+        grace_s: float = watch.GRACE_S,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self.result = CellResult(cell, label, ranks, world_size)
-        self.watch = watch.Watch(ranks)
+        self.watch = watch.Watch(ranks, cell, ranks, grace_s)
+        self._clock = clock
+        self.wants_stacks = RankSet()
         self.bars: dict[tuple[int, str, int], Bar] = {}
         #: Output that floods and is held back: (ranks, number of lines so far, newest line).
         self.held: list[tuple[RankSet, int, str]] = []
         self.submitted_ns = 0
         self.changed = False
         self.signalled = False
-        #: Ranks that wait for a person, or are in a debugger: silent, and not stuck.
-        self.asking = RankSet()
         self._times: dict[int, tuple[int, int]] = {}
         self._grouper = Grouper(ranks)
         self._cleared = RankSet()
@@ -89,13 +101,16 @@ class CellRun:
         """The merged output so far."""
         return self._grouper.layout()
 
-    def feed(self, message: m.Message) -> list[watch.Action]:  # noqa: C901, PLR0912 - one branch per message
+    def feed(self, message: m.Message) -> list[watch.Action]:  # noqa: C901, PLR0911, PLR0912 - one branch per message
         """Take one message of an agent; returns what the watch wants done."""
         if isinstance(message, m.RankExited):
+            exited = RankExit(
+                message.status, message.last_lines, message.was_in, message.memory_mb, message.was_out_of_memory
+            )
             if message.rank in self.watch.running:
                 self.result.exits[message.rank] = message.status
-                self.result.exit_lines[message.rank] = message.last_lines
-            return self.tell(watch.Exited(message.rank))
+                self.result.exit_details[message.rank] = exited
+            return self.tell(watch.Exited(message.rank, self._clock(), str(exited)))
         if getattr(message, "cell", None) != self.result.cell:
             return []  # of an earlier cell that some ranks still run
         match message:
@@ -114,6 +129,16 @@ class CellRun:
                 self.changed = True
             case m.Progress():
                 self._move(message)
+            case m.RankStates():
+                facts = {rank: RankFacts.unpack(packed) for rank, packed in message.ranks.items()}
+                report = self.watch.report
+                actions = self.tell(watch.Looked(self._clock(), facts))
+                self.changed |= report != self.watch.report
+                return actions
+            case m.BoundaryAsked():
+                return self.tell(watch.BoundaryFound(message.found, self._clock()))
+            case m.Seen():
+                return self._locate(message)
             case m.Replies():
                 return self._take(message.replies)
             case m.CellDone():
@@ -131,10 +156,27 @@ class CellRun:
         self.changed = True
 
     def tell(self, event: watch.Event) -> list[watch.Action]:
-        """Feed the watch."""
+        """Feed the watch; what it has to say is kept for the result."""
         self.watch, actions = watch.advance(self.watch, event)
         self.result.interrupted = self.watch.interrupted and not self.watch.timed_out
+        for action in actions:
+            if isinstance(action, watch.Say) and action.words not in self.result.explanations:
+                self.result.explanations.append(action.words)
+                self.changed = True
         return actions
+
+    def _locate(self, message: m.Seen) -> list[watch.Action]:
+        """Where a rank's Python code is: the innermost line of a cell, else of anything."""
+        frames = [frame for frame in message.frames if frame[0].startswith("<cell ")] or message.frames
+        if message.rank in self.wants_stacks:
+            self.result.stacks[message.rank] = "\n".join(
+                f"      {file.strip('<>')}, line {line}, in {function}:  {text}"
+                for file, line, function, text in message.frames
+            )
+        if not frames:
+            return []
+        _, line, _, text = frames[-1]
+        return self.tell(watch.Located(message.rank, self._clock(), f"is at line {line}:  {text}"))
 
     def _clear(self, ranks: RankSet) -> None:
         """Forget what ranks said that have cleared their output and now say something else."""
@@ -180,25 +222,37 @@ class CellRun:
         for reply in sorted((m.CellReply(*fields) for fields in replies), key=lambda reply: reply.rank):
             self._times[reply.rank] = (reply.start_ns, reply.end_ns)
             self._reply(reply)
-            actions += self.tell(watch.Replied(reply.rank))
+            error = self.result.errors.get(reply.rank)
+            actions += self.tell(
+                watch.Replied(
+                    reply.rank,
+                    self._clock(),
+                    "" if error is None else f"raised {error.ename}",
+                    "" if error is None or error.ename != "CollectiveMismatch" else error.evalue,
+                )
+            )
         self.changed = True
         return actions
 
     def _done(self, message: m.CellDone) -> list[watch.Action]:
         actions = self._take(message.replies)
         for rank in self.watch.running:  # ended before the cell reached them
-            actions += self.tell(watch.Exited(rank))
+            actions += self.tell(watch.Exited(rank, self._clock()))
         self.result.spans = RawSpans(
             self.submitted_ns, perf_counter_ns(), self._times, message.spans, message.strings, message.spans_lost
         )
         return actions
 
     def news(self) -> list[str]:
-        """While some ranks run on: who has failed, since that may be why."""
-        if not self.result.errors or not self.watch.running:
+        """While some ranks run on: who has failed, since that may be why; and who waits for whom."""
+        if not self.watch.running:
             return []
         lines = [line for line in self.result.failure_heads() if line]
-        return [*lines, f"{self.watch.running.words()} still run{'s' if len(self.watch.running) == 1 else ''}"]
+        lines += [f"rank {rank} {exited}" for rank, exited in self.result.exit_details.items()]
+        lines += self.result.explanations
+        if lines:
+            lines.append(f"{self.watch.running.words()} still run{'s' if len(self.watch.running) == 1 else ''}")
+        return [*lines, *self.watch.report]
 
     def _reply(self, reply: m.CellReply) -> None:
         result, rank = self.result, reply.rank
@@ -212,6 +266,7 @@ class CellRun:
             result.problems[rank] = reply.value_problem
         if reply.error is not None:
             result.errors[rank] = RankError(**reply.error)
+        result.is_broken |= reply.is_broken
         for notice in reply.notices:
             result.notices[notice] = result.notices.get(notice, RankSet()) | RankSet([rank])
 
@@ -225,6 +280,7 @@ class CellRun:
         self.result.items = self._grouper.layout()
         self.result.outputs = {rank: "".join(texts) for rank, texts in self._spoken.items() if texts}
         self.result.busy = self.watch.running
+        self.result.is_broken |= bool(self.watch.exited or self.watch.released)
         for item in self.result.items:
             if item.kind == "cut":
                 self.result.floods.update({rank: flood_file(rank) for rank in item.ranks})

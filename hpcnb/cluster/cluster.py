@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from hpcnb.cluster import asking, check, machine, waiting
+from hpcnb.cluster import asking, check, machine, recovery, waiting
 from hpcnb.cluster.cell_run import CellRequest, CellRun, CellView
 from hpcnb.cluster.launchers import local
 from hpcnb.cluster.node import Node
@@ -60,6 +60,8 @@ class Cluster:
         python: Interpreter of the ranks; by default the notebook's.
         start_timeout_s: A start that takes longer fails.
         record: Whether the recorder is on from the start.
+        grace_s: Ranks that wait for others that will not come are released after so long; None for never.
+        auto_restart: Replace ranks whose process ended when their cell is over.
 
     Raises:
         MeshError: The mesh does not fit the number of ranks.
@@ -80,6 +82,8 @@ class Cluster:
         python: str | None = None,
         start_timeout_s: float = 60.0,
         record: bool = True,
+        grace_s: float | None = watch.GRACE_S,
+        auto_restart: bool = False,
     ) -> None:
         machine.check_platform()
         if launcher not in LAUNCHERS:
@@ -103,16 +107,21 @@ class Cluster:
         self._python = python
         self._start_timeout_s = start_timeout_s
         self._record = record
+        self._grace_s = float("inf") if grace_s is None else grace_s
+        self._auto_restart = auto_restart
         self._state = lifecycle.Lifecycle(num_ranks)
         self._node: Node | None = None
         self._inbox = waiting.Inbox()
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(1)  # of everything that ranks answer
+        self._labels = itertools.count(1)  # of cells that have no name of their own
         self._lock = threading.RLock()
         self._run_lock = threading.Lock()
         self._ready: dict[int, m.RankReady] = {}
         self._exited: dict[int, m.RankExited] = {}
         self._busy: dict[int, int] = {}
         self._generation = 0
+        self._is_broken = False  # groups must be built again before the next cell
+        self._rejoining: waiting.Inbox | None = None
         self._history: deque[CellResult] = deque(maxlen=_KEPT_CELLS)
         self._client: ipp.Client | None = None
         self.start_stages: list[str] = []
@@ -195,6 +204,7 @@ class Cluster:
         self._exited.clear()
         self._busy.clear()
         self._generation = 0
+        self._is_broken = False
         self._inbox = waiting.Inbox()
         self.start_stages = []
 
@@ -225,6 +235,7 @@ class Cluster:
     def _on_message(self, message: m.Message) -> None:
         if isinstance(message, m.RankReady):
             self._ready[message.rank] = message
+            self._exited.pop(message.rank, None)
         elif isinstance(message, m.RankExited) and not message.expected:
             self._exited[message.rank] = message
             self._busy.pop(message.rank, None)
@@ -235,6 +246,8 @@ class Cluster:
                 if cell == message.cell and (done or rank in answered):
                     self._busy.pop(rank, None)
         self._inbox.put(message)
+        if self._rejoining is not None:
+            self._rejoining.put(message)
 
     def _running_node(self) -> Node:
         if self._node is None or self._state.phase != "running":
@@ -283,12 +296,13 @@ class Cluster:
     def _cell(
         self, request: CellRequest, view: CellView | None = None
     ) -> contextlib.AbstractContextManager[waiting.CellWait]:
+        label = request.label or f"cell {next(self._labels)}"
+
         def message(cell: int, ranks: RankSet) -> m.Message:
             lines, size = max(40, _LINE_BUDGET // len(ranks)), max(4000, _BYTE_BUDGET // len(ranks))
-            label = request.label or f"cell {cell}"
             return m.RunCell(cell, ranks, request.source, label, request.first_line, request.want_pickles, lines, size)
 
-        return self._submitted(message, on=request.on, timeout_s=request.timeout_s, view=view, label=request.label)
+        return self._submitted(message, on=request.on, timeout_s=request.timeout_s, view=view, label=label)
 
     def call(self, function: Callable[..., Any], *args: Any, on: str = "all", **kwargs: Any) -> dict[int, Any]:
         """Call a function on ranks: ``{rank: value}``.
@@ -338,12 +352,46 @@ class Cluster:
         view: CellView | None = None,
         label: str | None = None,
     ) -> Iterator[waiting.CellWait]:
-        """Submit what ``make(cell, ranks)`` returns; the caller waits; then settle the result."""
-        node = self._running_node()
+        """Submit what ``make(cell, ranks)`` returns; the caller waits; then settle the result and mend groups."""
         if timeout_s is not None and timeout_s <= 0:
             msg = f"timeout {timeout_s:g} s: a timeout is more than 0 seconds"
             raise OptionError(msg)
         ranks = select(on, self.selection_context(slowest="slowest" in on))
+        if self._is_broken and not self.busy:  # ranks that kept it from being done have answered since
+            self._is_broken = not recovery.mend(self)[0]
+        with self._on_ranks(make, ranks, timeout_s=timeout_s, view=view, label=label) as pending:
+            yield pending
+        result = pending.result
+        if result.is_broken:
+            self._is_broken = True
+            result.recovery = self._recover_from(result)
+        self.last_result = result
+        self._history.append(result)
+        if view is not None:
+            view.finish(pending.run, result)
+
+    def _recover_from(self, result: CellResult) -> list[str]:
+        ended = RankSet(result.exits)
+        if ended and (self._auto_restart or result.stacks) and not self.busy & self.alive:
+            took_s = recovery.restart(self, ended)
+            self._is_broken = False
+            return [f"{ended.words()} replaced in {took_s:.1f} s; type  %hpc who  to see which names are missing there"]
+        is_done, words = recovery.mend(self)
+        self._is_broken = not is_done
+        return words
+
+    @contextlib.contextmanager
+    def _on_ranks(
+        self,
+        make: Callable[[int, RankSet], m.Message],
+        ranks: RankSet,
+        *,
+        timeout_s: float | None,
+        view: CellView | None = None,
+        label: str | None = None,
+    ) -> Iterator[waiting.CellWait]:
+        """Send a message to ranks, have the caller wait, and complete the result."""
+        node = self._running_node()
         if not self._run_lock.acquire(blocking=False):
             msg = "another cell is running on this cluster; wait for it, or type %hpc interrupt"
             raise ClusterStateError(msg)
@@ -351,7 +399,7 @@ class Cluster:
             self._inbox = waiting.Inbox()  # before looking: who ends from now on is heard of
             self._check_ranks(ranks)
             cell = next(self._numbers)
-            run = CellRun(cell, label or f"cell {cell}", ranks, self.world_size)
+            run = CellRun(cell, label or f"cell {cell}", ranks, self.world_size, grace_s=self._grace_s)
             message = make(cell, ranks)
             with waiting.sigint_as_event(run, self._inbox):
                 run.submitted_ns = time.perf_counter_ns()
@@ -364,10 +412,46 @@ class Cluster:
                 result.busy_states = {row["rank"]: row["state"] for row in self.status() if row["rank"] in result.busy}
         finally:
             self._run_lock.release()
-        self.last_result = result
-        self._history.append(result)
-        if view is not None:
-            view.finish(run, result)
+
+    # --- what recovery needs --------------------------------------------------------------------------------
+
+    def serve(
+        self, make: Callable[[int, RankSet], m.Message], ranks: RankSet, *, label: str, timeout_s: float
+    ) -> CellResult:
+        """Send a message of our own to ranks and wait; it is in no history."""
+        with self._on_ranks(make, ranks, timeout_s=timeout_s, label=label) as pending:
+            pending.wait()
+        return pending.result
+
+    def tell(self, message: m.Message) -> None:
+        """Send a message that is not answered by ranks."""
+        self._running_node().link.send(message)
+
+    def next_generation(self) -> int:
+        """A number for process groups that are about to be built; a try that fails uses it up."""
+        self._generation += 1
+        return self._generation
+
+    @property
+    def alive(self) -> RankSet:
+        """Ranks that have a process."""
+        return RankSet.all(self.world_size) - RankSet(self._exited)
+
+    @property
+    def busy(self) -> RankSet:
+        """Ranks that have not answered a cell."""
+        return RankSet(self._busy)
+
+    @contextlib.contextmanager
+    def rejoining(self, ranks: RankSet) -> Iterator[waiting.Inbox]:
+        """While ranks are forked again: what agents say, apart from the messages of cells."""
+        self._rejoining = waiting.Inbox()
+        for rank in ranks:
+            self._busy.pop(rank, None)
+        try:
+            yield self._rejoining
+        finally:
+            self._rejoining = None
 
     def _send_cell(self, node: Node, message: m.Message, cell: int, ranks: RankSet) -> None:
         self._busy.update(dict.fromkeys(ranks, cell))  # until they answer, however the wait ends
@@ -402,27 +486,41 @@ class Cluster:
         """Interrupt the running cell on all its ranks; from any thread. Names on the ranks are kept."""
         node = self._running_node()
         if self._run_lock.locked():
-            self._inbox.put(watch.InterruptAsked())
+            self._inbox.put(watch.InterruptAsked(time.monotonic()))
         else:
             node.link.send(m.Interrupt(RankSet.all(self.world_size)))
 
     def recover(self) -> int:
         """Build the process groups of all ranks again, under a new generation; returns its number.
 
-        Objects that hold a group (meshes, wrappers) go on working. All ranks must be idle.
+        Objects that hold a group (meshes, wrappers) go on working. All ranks must be idle. It is done by itself
+        after a cell that broke them.
 
         Raises:
             ClusterStateError: A rank is dead or busy.
             CellFailed: Building failed on a rank.
         """
-        generation = self._generation + 1
-        self._wait(
-            self._submitted(
-                lambda cell, ranks: m.Rebuild(cell, ranks, generation), timeout_s=_SERVICE_TIMEOUT_S, label="recover"
-            )
-        ).raise_for_errors()
-        self._generation = generation
+        generation = recovery.rebuild(self, RankSet.all(self.world_size), RankSet())
+        self._is_broken = False
         return generation
+
+    def restart_rank(self, *ranks: int) -> float:
+        """Replace ranks, dead or alive, by new processes that join groups and mesh; their names are lost.
+
+        Args:
+            ranks: Global ranks; without any, those that are dead.
+
+        Returns:
+            Seconds until the new ranks ran cells.
+
+        Raises:
+            OptionError: There is no such rank.
+            ClusterStateError: Another rank is busy.
+            LaunchError: A new rank ended before it was ready.
+        """
+        took_s = recovery.restart(self, RankSet(ranks) if ranks else RankSet(self._exited))
+        self._is_broken = bool(self._exited)
+        return took_s
 
     def debug(self, rank: int, *, ask: Callable[[str], str] | None = None, view: CellView | None = None) -> CellResult:
         """Open pdb on the last failure of a rank, at its innermost frame; returns when it has been left.
@@ -471,20 +569,21 @@ class Cluster:
         self, make: Callable[[int, RankSet], m.Message], *, on: str, label: str, view: CellView | None = None
     ) -> CellResult:
         """Run what is no cell of the person's: the last result and the timeline stay those of their cells."""
-        before = self.last_result
-        result = self._wait(self._submitted(make, on=on, view=view, label=label))
-        self.last_result = before
-        self._history.pop()
-        return result
+        ranks = select(on, self.selection_context(slowest="slowest" in on))
+        with self._on_ranks(make, ranks, timeout_s=None, view=view, label=label) as pending:
+            pending.wait()
+        if view is not None:
+            view.finish(pending.run, pending.result)
+        if pending.run.signalled:
+            raise KeyboardInterrupt
+        return pending.result
 
     def recording(self, *, enabled: bool) -> None:
         """Switch the recorder of all ranks on or off; off, cells have a breakdown without communication."""
-        self._wait(
-            self._submitted(
-                lambda cell, ranks: m.Recording(cell, ranks, enabled), timeout_s=_SERVICE_TIMEOUT_S, label="recording"
-            )
-        ).raise_for_errors()
-        self._history.pop()
+        self.serve(
+            lambda cell, ranks: m.Recording(cell, ranks, enabled), RankSet.all(self.world_size), label="recording",
+            timeout_s=_SERVICE_TIMEOUT_S,
+        ).raise_for_errors()  # fmt: skip
 
     # --- questions ------------------------------------------------------------------------------------------
 

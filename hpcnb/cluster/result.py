@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from hpcnb.timing.timeline import CellTimeline, Timeline
 
-__all__ = ["CellResult", "RankError", "RawSpans", "RichOutput"]
+__all__ = ["CellResult", "RankError", "RankExit", "RawSpans", "RichOutput"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class RankError:
         code: That line's text.
         traceback: Text, without frames of hpcnb and IPython.
         key: Equal for errors that a person would call the same.
+        operation: Of a rank that was released: what it waited in, ``all_reduce #17 (4.2 MB, line 6)``.
+        waited_s: For how long.
     """
 
     ename: str
@@ -40,9 +42,47 @@ class RankError:
     code: str
     traceback: str
     key: str
+    operation: str = ""
+    waited_s: float = 0.0
+
+    @property
+    def is_released(self) -> bool:
+        """Whether this is no failure of its own: the rank waited for others that did not come."""
+        return self.ename in ("CollectiveAborted", "CollectiveMismatch")
 
     def __str__(self) -> str:
         return f"{self.ename}: {self.evalue}" if self.evalue else self.ename
+
+
+@dataclass(frozen=True)
+class RankExit:
+    """How a rank's process ended during a cell.
+
+    Attributes:
+        status: As in ``Popen.returncode``: negative is the signal.
+        last_lines: What it said last.
+        was_in: The operation it waited in; "" if none.
+        memory_mb: Its last known resident size; 0 if unknown.
+        was_out_of_memory: The kernel killed it for want of memory.
+    """
+
+    status: int
+    last_lines: list[str] = field(default_factory=list)
+    was_in: str = ""
+    memory_mb: float = 0.0
+    was_out_of_memory: bool = False
+
+    def __str__(self) -> str:
+        if self.was_out_of_memory:
+            return f"was killed: out of memory ({self.memory_mb:,.0f} MB resident when last seen)"
+        if self.status >= 0:
+            return f"ended its process with status {self.status}"
+        import signal
+
+        try:
+            return f"was ended by {signal.Signals(-self.status).name}"
+        except ValueError:
+            return f"was ended by signal {-self.status}"
 
 
 @dataclass(frozen=True)
@@ -85,6 +125,10 @@ class CellResult:
         timeout_s: The timeout that ended the cell; None if none did.
         notices: ``{words: ranks}`` that the person should read.
         floods: ``{rank: file with its whole output}`` where the output was cut.
+        explanations: Why ranks were released, and what else was done about the cell, in words.
+        recovery: What was done after the cell so that the next one works, in words.
+        stacks: ``{rank: what its Python code did}`` where a second Ctrl-C asked for it.
+        is_broken: Process groups must be built again.
     """
 
     cell: int
@@ -97,13 +141,17 @@ class CellResult:
     items: list[Item] = field(default_factory=list)
     displays: list[RichOutput] = field(default_factory=list)
     exits: dict[int, int] = field(default_factory=dict)
-    exit_lines: dict[int, list[str]] = field(default_factory=dict)
+    exit_details: dict[int, RankExit] = field(default_factory=dict)
     busy: RankSet = field(default_factory=RankSet)
     busy_states: dict[int, str] = field(default_factory=dict)
     interrupted: bool = False
     timeout_s: float | None = None
     notices: dict[str, RankSet] = field(default_factory=dict)
     floods: dict[int, str] = field(default_factory=dict)
+    explanations: list[str] = field(default_factory=list)
+    recovery: list[str] = field(default_factory=list)
+    stacks: dict[int, str] = field(default_factory=dict)
+    is_broken: bool = False
     spans: RawSpans | None = None
     pickles: dict[int, bytes] = field(default_factory=dict, repr=False)
     problems: dict[int, str] = field(default_factory=dict)
@@ -205,7 +253,11 @@ class CellResult:
         if self.timeout_s is not None:
             parts.append(f"the cell ran longer than its timeout of {self.timeout_s:g} s and was interrupted")
         parts += [self._error_text(ranks, error) for ranks, error in self._distinct_errors()]
-        parts += [self._exit_text(rank, status) for rank, status in sorted(self.exits.items())]
+        parts += [self._exit_text(rank) for rank in sorted(self.exits)]
+        if released := self._released_text():
+            parts.append("\n".join(released))
+        if self.stacks:
+            parts.append("\n".join(f"rank {rank} was at:\n{stack}" for rank, stack in sorted(self.stacks.items())))
         if self.busy:
             runs = "runs" if len(self.busy) == 1 else "run"
             lines = [f"{self.busy.words()} did not answer the interrupt and still {runs} {self.label}"]
@@ -214,6 +266,8 @@ class CellResult:
             parts.append("\n".join(lines))
         if self.interrupted and not parts:
             parts.append(f"{self.label} was interrupted")
+        if self.recovery:
+            parts.append("\n".join(self.recovery))
         return "\n\n".join(parts)
 
     def failure_heads(self) -> list[str]:
@@ -222,8 +276,9 @@ class CellResult:
 
     def _distinct_errors(self) -> list[tuple[RankSet, RankError]]:
         groups: dict[str, list[int]] = {}
-        for rank in sorted(self.errors):
-            groups.setdefault(self.errors[rank].key, []).append(rank)
+        for rank, error in sorted(self.errors.items()):
+            if not error.is_released:  # what others did to it is told in one line
+                groups.setdefault(error.key, []).append(rank)
         return [(RankSet(ranks), self.errors[ranks[0]]) for ranks in sorted(groups.values())]
 
     def _error_head(self, ranks: RankSet, error: RankError) -> str:
@@ -239,16 +294,29 @@ class CellResult:
             return f"{head}\n\n{error.traceback}"
         return head
 
-    def _exit_text(self, rank: int, status: int) -> str:
-        import signal
-
-        if status < 0:
-            try:
-                how = f"was ended by {signal.Signals(-status).name}"
-            except ValueError:
-                how = f"was ended by signal {-status}"
-        else:
-            how = f"ended its process with status {status}"
-        lines = [f"rank {rank} of {self.world_size} {how}; its names are lost"]
-        lines += [f"      {line}" for line in self.exit_lines.get(rank, [])]
+    def _exit_text(self, rank: int) -> str:
+        exited = self.exit_details[rank]
+        inside = f" while it waited in {exited.was_in}" if exited.was_in else ""
+        lines = [f"rank {rank} of {self.world_size} {exited}{inside}; its names are lost"]
+        lines += [f"      {line}" for line in exited.last_lines]
         return "\n".join(lines)
+
+    def _released_text(self) -> list[str]:
+        """Ranks that were released, grouped by what they waited in, and why."""
+        released = {rank: error for rank, error in sorted(self.errors.items()) if error.is_released}
+        if differing := RankSet(rank for rank, error in released.items() if error.ename == "CollectiveMismatch"):
+            words = self.explanations or [released[differing.first()].evalue]
+            return [*words, f"{differing.words()} of {self.world_size} raised CollectiveMismatch"]
+        groups: dict[str, list[int]] = {}
+        for rank, error in released.items():
+            groups.setdefault(error.operation or error.evalue, []).append(rank)
+        lines = []
+        for operation, ranks in groups.items():
+            longest_s = max(released[rank].waited_s for rank in ranks)
+            verb = "was" if len(ranks) == 1 else "were"
+            where = f" in  {operation}  for {longest_s:.1f} s and {verb}" if released[ranks[0]].operation else ""
+            reason = "" if where else f": {operation}"
+            lines.append(f"{RankSet(ranks).words()} {verb}{where} released{reason}")
+        if len(self.explanations) == 1 and len(lines) == 1 and released[min(released)].operation:
+            return [f"{lines[0]}: {self.explanations[0]}"]
+        return [*self.explanations, *lines]

@@ -16,17 +16,16 @@ from hpcnb.cluster import asking
 from hpcnb.core import lifecycle, watch
 from hpcnb.core import messages as m
 from hpcnb.core.errors import LaunchError, LinkError, VersionMismatch
+from hpcnb.core.ranks import RankSet
 
 if TYPE_CHECKING:
     from hpcnb.cluster.cell_run import CellRun, CellView
     from hpcnb.cluster.node import Node
 
-__all__ = ["CellWait", "Inbox", "await_ready", "sigint_as_event"]
+__all__ = ["CellWait", "Inbox", "await_ranks", "await_ready", "sigint_as_event"]
 
 #: Waits look around so often when nothing arrives.
 _TICK_S = 0.05
-#: Interrupted ranks get so long to answer before the prompt comes back.
-_GRACE_S = 2.0
 
 
 class Inbox:
@@ -139,6 +138,32 @@ def _lifecycle_events(message: m.Message | watch.Event) -> list[lifecycle.Event]
     return [event]
 
 
+def await_ranks(inbox: Inbox, ranks: RankSet, *, timeout_s: float) -> None:
+    """Wait until ranks that were forked again run cells.
+
+    Args:
+        inbox: What agents say.
+        ranks: To wait for.
+        timeout_s: After so long it has failed.
+
+    Raises:
+        LaunchError: One of them ended, or is not ready in time.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    missing = ranks
+    while missing:
+        message = inbox.take(_TICK_S)
+        if isinstance(message, m.RankReady):
+            missing -= RankSet([message.rank])
+        elif isinstance(message, m.RankExited) and message.rank in missing and not message.expected:
+            lines = "".join(f"\n    {line}" for line in message.last_lines)
+            msg = f"rank {message.rank} ended with status {message.status} before it was ready{lines}"
+            raise LaunchError(msg)
+        elif time.monotonic() > deadline_s:
+            msg = f"{missing.words()} not ready after {timeout_s:.0f} s; type  %hpc logs {missing.first()}"
+            raise LaunchError(msg)
+
+
 class CellWait:
     """The wait for one cell: takes messages, does what the watch wants done, tells the view.
 
@@ -159,7 +184,6 @@ class CellWait:
         self._inbox = inbox
         self._view = view
         self._deadline_s = float("inf") if timeout_s is None else time.monotonic() + timeout_s
-        self._grace_until_s = float("inf")
         self._asker = asking.Asker(run, node, inbox, view)
 
     def wait(self) -> None:
@@ -192,16 +216,32 @@ class CellWait:
         now_s = time.monotonic()
         if now_s > self._deadline_s:
             self._deadline_s = float("inf")
-            actions += self.run.tell(watch.TimedOut())
-        if now_s > self._grace_until_s:
-            actions += self.run.tell(watch.GraceOver())
+            actions += self.run.tell(watch.TimedOut(now_s))
+        actions += self.run.tell(watch.Tick(now_s))
         for action in actions:
-            if isinstance(action, watch.InterruptRanks):
-                self._node.link.send(m.Interrupt(action.ranks))
-            elif isinstance(action, watch.StartGrace):
-                self._grace_until_s = now_s + _GRACE_S
+            self._do(action)
         if self._view is not None:
             self._view.update(self.run)
+
+    def _do(self, action: watch.Action) -> None:
+        cell, send = self.result.cell, self._node.link.send
+        match action:
+            case watch.StopAtBoundary(ranks):
+                send(m.StopAtBoundary(cell, ranks))
+            case watch.InterruptRanks(ranks):
+                send(m.Interrupt(ranks))
+            case watch.ReleaseRanks(ranks, reason, mismatch):
+                send(m.Release(cell, ranks, reason, mismatch))
+            case watch.ContinueRanks(ranks):
+                send(m.Continue(ranks))
+            case watch.LookAtRanks(ranks, show):
+                if show:
+                    self.run.wants_stacks |= ranks
+                send(m.LookAt(cell, ranks))
+            case watch.EndRanks(ranks, reason):
+                send(m.EndRanks(ranks, reason))
+            case _:
+                pass  # said or ended, which the run knows
 
 
 @contextlib.contextmanager
@@ -213,7 +253,7 @@ def sigint_as_event(run: CellRun, inbox: Inbox) -> Iterator[None]:
 
     def interrupted(_number: int, _frame: FrameType | None) -> None:
         run.signalled = True
-        inbox.put(watch.InterruptAsked())
+        inbox.put(watch.InterruptAsked(time.monotonic()))
 
     before = signal.signal(signal.SIGINT, interrupted)
     try:

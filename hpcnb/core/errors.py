@@ -15,6 +15,9 @@
     +-- CellFailed             a parallel cell raised on some ranks
     |   +-- CellTimeout        ... or ran longer than asked
     |   +-- CellInterrupted    ... or was interrupted
+    +-- CollectiveError        on a rank: a communication operation that cannot be completed
+    |   +-- CollectiveAborted  ... since a rank that takes part will not come; groups are built again after the cell
+    |   +-- CollectiveMismatch ... since ranks called different operations
     +-- DebuggerQuit           breakpoint() was left with q: the cell ends on that rank
     +-- ReplicasDiffer         ranks that should hold equal numbers do not
     +-- TransferError          a value that cannot travel between notebook and ranks
@@ -30,6 +33,9 @@ __all__ = [
     "CellInterrupted",
     "CellTimeout",
     "ClusterStateError",
+    "CollectiveAborted",
+    "CollectiveError",
+    "CollectiveMismatch",
     "DebuggerQuit",
     "HpcnbError",
     "LaunchError",
@@ -103,6 +109,26 @@ class CellTimeout(CellFailed):
 
 class CellInterrupted(CellFailed):
     """A parallel cell was stopped by an interrupt."""
+
+
+class CollectiveError(HpcnbError, RuntimeError):
+    """A communication operation of a rank that cannot be completed; the rank and its names live on.
+
+    Attributes:
+        operation: What it was, ``all_reduce #17 (4.2 MB, line 6)``; "" if the rank was in none.
+        waited_s: How long the rank had waited in it.
+    """
+
+    operation: str = ""
+    waited_s: float = 0.0
+
+
+class CollectiveAborted(CollectiveError):
+    """The rank was released from an operation that others will not come to."""
+
+
+class CollectiveMismatch(CollectiveError):
+    """Ranks of a group called different operations, or the same with different sizes, types or roots."""
 
 
 class DebuggerQuit(HpcnbError, RuntimeError):

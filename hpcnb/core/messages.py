@@ -170,6 +170,9 @@ class RankExited(Message):
     status: int
     last_lines: list[str]
     expected: bool
+    was_in: str  # the operation it waited in: "all_reduce #17 (4.2 MB, line 6)"; "" if none
+    memory_mb: float  # its last known resident size; 0 if unknown
+    was_out_of_memory: bool  # the kernel killed it for want of memory
 
 
 @_message
@@ -205,12 +208,102 @@ class Interrupt(Message):
 
 
 @_message
+class StopAtBoundary(Message):
+    """Ask these ranks to stop before the next step that all of them can agree on; answered by BoundaryAsked."""
+
+    cell: int
+    ranks: RankSet
+
+
+@_message
+class BoundaryAsked(Message):
+    """Whether there is such a step: all ranks are in a loop of ``hpc.progress``."""
+
+    cell: int
+    found: bool
+
+
+@_message
+class Release(Message):
+    """Let these ranks go from the communication they wait in; groups are broken from then on."""
+
+    cell: int
+    ranks: RankSet
+    reason: str
+    mismatch: bool
+
+
+@_message
+class Continue(Message):
+    """SIGCONT to these ranks, which somebody stopped."""
+
+    ranks: RankSet
+
+
+@_message
+class EndRanks(Message):
+    """SIGKILL to these ranks, which do not answer."""
+
+    ranks: RankSet
+    reason: str
+
+
+@_message
+class RestartRanks(Message):
+    """Fork these ranks again, to join the process groups of this generation.
+
+    ``groups`` are those that cells have made, (name, ranks) in the order they were made, and ``num_groups`` is what
+    torch has counted: the new processes make them too, since the others hold them.
+    """
+
+    ranks: RankSet
+    generation: int
+    groups: list[Any]
+    num_groups: int
+
+
+@_message
+class LookAt(Message):
+    """Ask what the Python code of these ranks does now; answered by Seen, rank by rank."""
+
+    cell: int
+    ranks: RankSet
+
+
+@_message
+class Seen(Message):
+    """What a rank's main thread does: its frames, innermost last, and bytes moved by its process groups so far."""
+
+    cell: int
+    rank: int
+    frames: list[Any]  # (file, line, function, text of the line)
+    moved_bytes: int
+
+
+@_message
+class RankStates(Message):
+    """Where ranks are, while some wait: RankFacts of hpcnb.core.diagnosis, packed, by rank."""
+
+    cell: int
+    ranks: dict[int, Any]
+
+
+@_message
 class Rebuild(Message):
-    """Destroy and build again the process groups of all ranks, under a new generation."""
+    """Build the process groups of ranks again, under a new generation; those with dead ranks stay broken."""
 
     cell: int
     ranks: RankSet
     generation: int
+    dead: RankSet
+
+
+@_message
+class ListGroups(Message):
+    """Ask ranks for their process groups: the value is a pickled (number counted, [(name, ranks), ...])."""
+
+    cell: int
+    ranks: RankSet
 
 
 @_message
@@ -429,8 +522,31 @@ class RankProgress(Message):
 
 
 @_message
+class GroupMade(Message):
+    """A rank uses this process group: the channel of its collectives on the board, and its ranks."""
+
+    key: int
+    members: RankSet
+
+
+@_message
 class InterruptCell(Message):
     """For a rank's link thread: raise KeyboardInterrupt in this cell, also if it has not begun yet."""
+
+    cell: int
+
+
+@_message
+class ReleaseRank(Message):
+    """For a rank's link thread: let the main thread go from the communication it waits in."""
+
+    reason: str
+    mismatch: bool
+
+
+@_message
+class LookAtRank(Message):
+    """For a rank's link thread: say what the main thread does (Seen)."""
 
     cell: int
 
@@ -451,6 +567,7 @@ class CellReply(Message):
     value_problem: str  # why the value cannot be pickled
     error: dict[str, Any] | None  # see hpcnb.engine.failure
     notices: list[str]  # words for the person, for example a rebound `rank`
+    is_broken: bool  # process groups must be built again before the rank can communicate
 
 
 _LENGTH = struct.Struct("<I")

@@ -1,7 +1,7 @@
 """The span record, its categories, and the ring in shared memory that it lives in. Both sides; pure bytes.
 
-A rank is the only writer of its ring and the node agent the only reader. The memory is an anonymous file
-(``memfd``), so that no name is left behind however a process ends. Layout::
+A rank is the only writer of its ring and the node agent the only reader of its records; peers read its strings. The
+memory is part of the node's board (board.py), which has no name that could be left behind. Layout::
 
     0      header   magic, version, number of slots, number of records written (u64)
     64     state    what the rank's main thread is doing now; see STATE
@@ -127,8 +127,9 @@ _HEADER = struct.Struct("<8sIIQ")
 _WRITTEN = struct.Struct("<Q")
 _WRITTEN_AT = 16
 _STATE_AT = 64
-#: in a collective (1) or not (0), strings of its name and its group, sequence, line, source, bytes, since_ns
-_STATE = struct.Struct("<BxHHHIIIQq")
+#: in a collective (1) or not (0), strings of its name and its group, sequence, line, source, bytes, since_ns; then what
+#: finds it on the board: channel (-1 if it has none), stamp, and the peer it concerns (-1 for all of the group)
+_STATE = struct.Struct("<BxHHHIIIQqiQi")
 _STRINGS_AT = 512
 _STRINGS_BYTES = 65536 - _STRINGS_AT
 _STRINGS = struct.Struct("<II")
@@ -155,17 +156,20 @@ class RankState(NamedTuple):
     source: str
     num_bytes: int
     since_ns: int
+    channel: int
+    stamp: int
+    peer: int
 
 
 class RingWriter:
     """The rank's end. Thread-safe: the main thread and gloo's callback thread both write.
 
     Args:
-        memory: Shared mapping of ``ring_bytes(num_slots)`` zero bytes.
+        memory: Shared memory of ``ring_bytes(num_slots)`` bytes; its header is zero.
         num_slots: How many records fit; older ones are overwritten.
     """
 
-    def __init__(self, memory: mmap.mmap, num_slots: int) -> None:
+    def __init__(self, memory: mmap.mmap | memoryview, num_slots: int) -> None:
         self._memory = memory
         self._num_slots = num_slots
         self._written = 0
@@ -194,6 +198,10 @@ class RingWriter:
             _STRINGS.pack_into(self._memory, _STRINGS_AT, len(self._strings), self._strings_used)
         return number
 
+    def text(self, number: int) -> str:
+        """The string that :meth:`intern` gave this number."""
+        return next((text for text, each in self._strings.items() if each == number), "")
+
     def write(self, *record: int) -> None:
         """Append one record, fields in the order of SPAN_FIELDS."""
         with self._lock:
@@ -203,12 +211,15 @@ class RingWriter:
             # on other processors the interpreter's own locks order them)
             _WRITTEN.pack_into(self._memory, _WRITTEN_AT, self._written)
 
-    def enter_communication(
-        self, name: int, group: int, sequence: int, line: int, source: int, num_bytes: int, since_ns: int
-    ) -> None:
-        """Say that the main thread is now inside this operation."""
-        state = (1, name, group, 0, sequence, line, source, num_bytes, since_ns)
-        _STATE.pack_into(self._memory, _STATE_AT, *state)
+    def enter_communication(self, *state: int) -> None:
+        """Say that the main thread is now inside this operation.
+
+        Args:
+            state: Strings of name and group, sequence, line, string of the source, bytes, since_ns; channel, stamp
+                and peer as on the board.
+        """
+        name, group, *rest = state
+        _STATE.pack_into(self._memory, _STATE_AT, 1, name, group, 0, *rest)
 
     def leave_communication(self) -> None:
         """Say that the main thread is out of it."""
@@ -225,7 +236,7 @@ class RingReader:
         ValueError: The memory does not hold a ring.
     """
 
-    def __init__(self, memory: mmap.mmap) -> None:
+    def __init__(self, memory: mmap.mmap | memoryview) -> None:
         header = bytes(memory[: _HEADER.size]).ljust(_HEADER.size, b"\0")
         magic, version, self._num_slots, _ = _HEADER.unpack(header)
         if magic != _MAGIC or version != 1 or not 0 < self._num_slots <= _slots_of(len(memory)):
@@ -253,9 +264,9 @@ class RingReader:
         at, until = first % self._num_slots, end % self._num_slots
         start, stop = HEADER_BYTES + at * SPAN.size, HEADER_BYTES + until * SPAN.size
         if at < until:
-            return self._memory[start:stop]
+            return bytes(self._memory[start:stop])
         limit = HEADER_BYTES + self._num_slots * SPAN.size
-        return self._memory[start:limit] + self._memory[HEADER_BYTES:stop]
+        return bytes(self._memory[start:limit]) + bytes(self._memory[HEADER_BYTES:stop])
 
     def strings(self) -> list[str]:
         """The string table so far; entry 0 is the empty string."""
@@ -263,16 +274,12 @@ class RingReader:
         while len(self._strings) < count:
             at = _STRINGS_AT + _STRINGS.size + self._strings_at
             (length,) = struct.unpack_from("<H", self._memory, at)
-            self._strings.append(self._memory[at + 2 : at + 2 + length].decode("utf-8", "replace"))
+            self._strings.append(bytes(self._memory[at + 2 : at + 2 + length]).decode("utf-8", "replace"))
             self._strings_at += 2 + length
         return self._strings
 
     def state(self) -> RankState:
         """What the rank's main thread is doing now."""
-        inside, name, group, _, sequence, line, source, num_bytes, since_ns = _STATE.unpack_from(
-            self._memory, _STATE_AT
-        )
+        inside, name, group, _, sequence, line, source, *rest = _STATE.unpack_from(self._memory, _STATE_AT)
         strings = self.strings()
-        return RankState(
-            bool(inside), strings[name], strings[group], sequence, line, strings[source], num_bytes, since_ns
-        )
+        return RankState(bool(inside), strings[name], strings[group], sequence, line, strings[source], *rest)

@@ -1,61 +1,134 @@
-"""What to do about the ranks of a running cell: pure decisions over replies, exits, interrupts and deadlines.
+"""What to do about the ranks of a running cell: pure decisions over what happens and what is seen.
 
-Fed with events, returns actions; knows no clock, no process and no socket. Ranks that are stuck in a
-collective are named here but not yet released: their place is this module.
+Fed with events, which carry their times; returns actions. Knows no clock, no process and no socket.
+
+A rank that waits in vain (diagnosis.py) for longer than the grace period is released: its wait raises, its names
+stay. Ctrl-C has two levels. The first press stops all ranks at the next step that they can agree on; where there is
+none, or it does not come within a second, it interrupts Python code and releases ranks that wait. The second press
+shows every rank's stack, and ends ranks that do not answer even then.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from hpcnb.core.diagnosis import Diagnosis, RankFacts, diagnose
 from hpcnb.core.ranks import RankSet
 
 __all__ = [
     "Action",
+    "BoundaryFound",
     "CellEnds",
+    "ContinueRanks",
+    "EndRanks",
     "Event",
     "Exited",
-    "GraceOver",
     "InterruptAsked",
     "InterruptRanks",
+    "Located",
+    "LookAtRanks",
+    "Looked",
+    "ReleaseRanks",
     "Replied",
-    "StartGrace",
+    "Say",
+    "StopAtBoundary",
+    "Tick",
     "TimedOut",
     "Watch",
     "advance",
 ]
 
+#: Ranks that wait in vain are released after so long.
+GRACE_S = 1.0
+#: ... or after so long where a process has ended, which is beyond doubt.
+_EXIT_GRACE_S = 0.2
+#: All ranks may take so long to come to the step at which they stop.
+_BOUNDARY_S = 1.0
+#: After a signal, ranks that still run are released from what they wait in.
+_SIGNAL_S = 0.25
+#: The prompt comes back so long after Ctrl-C, whatever ranks do; a second press within this time ends them.
+_PROMPT_S = 3.0
+#: Ranks have so long to answer the second press.
+_LAST_WORDS_S = 0.5
+#: A release that did not help is tried again.
+_AGAIN_S = 2.0
+#: Where awaited ranks are is looked up so often.
+_LOOK_S = 2.0
+
 
 @dataclass(frozen=True)
 class Replied:
-    """A rank answered."""
+    """A rank answered; ``how`` in words if it raised: ``raised ValueError``."""
 
     rank: int
+    at_s: float = 0.0
+    how: str = ""
+    mismatch: str = ""  # the words of a CollectiveMismatch
 
 
 @dataclass(frozen=True)
 class Exited:
-    """A rank's process ended."""
+    """A rank's process ended, in words: ``was ended by SIGKILL``."""
 
     rank: int
+    at_s: float = 0.0
+    how: str = "ended"
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Where ranks are."""
+
+    at_s: float
+    facts: dict[int, RankFacts]
+
+
+@dataclass(frozen=True)
+class Located:
+    """What a rank's Python code does, in words: ``is at line 5: x = f(x)``; and bytes moved so far."""
+
+    rank: int
+    at_s: float
+    words: str
 
 
 @dataclass(frozen=True)
 class InterruptAsked:
     """The person pressed Ctrl-C, or called interrupt()."""
 
+    at_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class BoundaryFound:
+    """Whether ranks can agree on a step to stop at."""
+
+    found: bool
+    at_s: float = 0.0
+
 
 @dataclass(frozen=True)
 class TimedOut:
     """The cell ran longer than its timeout."""
 
+    at_s: float = 0.0
+
 
 @dataclass(frozen=True)
-class GraceOver:
-    """The time that interrupted ranks had to answer is over."""
+class Tick:
+    """Time has passed."""
+
+    at_s: float
 
 
-Event = Replied | Exited | InterruptAsked | TimedOut | GraceOver
+Event = Replied | Exited | Looked | Located | InterruptAsked | BoundaryFound | TimedOut | Tick
+
+
+@dataclass(frozen=True)
+class StopAtBoundary:
+    """Ask these ranks to stop at a step that all can agree on."""
+
+    ranks: RankSet
 
 
 @dataclass(frozen=True)
@@ -66,8 +139,42 @@ class InterruptRanks:
 
 
 @dataclass(frozen=True)
-class StartGrace:
-    """Feed GraceOver when interrupted ranks have had their time."""
+class ReleaseRanks:
+    """Let these ranks go from what they wait in."""
+
+    ranks: RankSet
+    reason: str
+    mismatch: bool = False
+
+
+@dataclass(frozen=True)
+class ContinueRanks:
+    """Send SIGCONT to these ranks."""
+
+    ranks: RankSet
+
+
+@dataclass(frozen=True)
+class LookAtRanks:
+    """Find out what the Python code of these ranks does; ``show`` their stacks in the cell."""
+
+    ranks: RankSet
+    show: bool = False
+
+
+@dataclass(frozen=True)
+class EndRanks:
+    """Send SIGKILL to these ranks."""
+
+    ranks: RankSet
+    reason: str
+
+
+@dataclass(frozen=True)
+class Say:
+    """Something the person must know about this cell."""
+
+    words: str
 
 
 @dataclass(frozen=True)
@@ -77,7 +184,9 @@ class CellEnds:
     busy: RankSet
 
 
-Action = InterruptRanks | StartGrace | CellEnds
+Action = (
+    StopAtBoundary | InterruptRanks | ReleaseRanks | ContinueRanks | LookAtRanks | EndRanks | Say | CellEnds
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,35 +195,171 @@ class Watch:
 
     Attributes:
         running: Ranks that have not answered.
+        cell: Number of the cell.
+        ranks: All ranks it runs on.
+        grace_s: How long ranks may wait in vain; infinite to never release.
         exited: Ranks whose process ended during the cell.
+        gone: Ranks that have left the cell, and how, in words.
         interrupted: Whether ranks have been interrupted.
         timed_out: Whether that was because of the timeout.
         ended: Whether the cell is over.
+        report: In words: who waits for whom; for while the cell runs.
+        released: Ranks that were released.
+        is_debugging: A person looks at a rank in the debugger: nothing is hurried.
     """
 
     running: RankSet
+    cell: int = 0
+    ranks: RankSet = field(default_factory=RankSet)
+    grace_s: float = GRACE_S
     exited: RankSet = field(default_factory=RankSet)
+    gone: tuple[tuple[int, str], ...] = ()
     interrupted: bool = False
     timed_out: bool = False
     ended: bool = False
+    report: tuple[str, ...] = ()
+    released: RankSet = field(default_factory=RankSet)
+    is_debugging: bool = False
+    mismatch: str = ""
+    left_s: float = 0.0  # when the last rank left
+    stuck_since: tuple[tuple[int, int, int, float], ...] = ()  # rank, channel, stamp, time
+    stopped_since: tuple[tuple[int, float], ...] = ()
+    released_s: float = float("-inf")
+    looked_s: float = float("-inf")
+    places: tuple[tuple[int, str], ...] = ()
+    # times of an interrupt; infinite while not due
+    asked_s: float = float("inf")
+    boundary_until_s: float = float("inf")
+    release_at_s: float = float("inf")
+    prompt_at_s: float = float("inf")
+    end_at_s: float = float("inf")
 
 
-def advance(watch: Watch, event: Event) -> tuple[Watch, list[Action]]:
+def advance(watch: Watch, event: Event) -> tuple[Watch, list[Action]]:  # noqa: PLR0911 - one per event
     """The state after ``event``, and what is to be done about it."""
     if watch.ended:
         return watch, []
     if isinstance(event, Replied | Exited):
-        rank = RankSet([event.rank])
-        if isinstance(event, Exited):
-            watch = replace(watch, exited=watch.exited | (rank & watch.running))
-        watch = replace(watch, running=watch.running - rank)
-        if not watch.running:
-            return replace(watch, ended=True), [CellEnds(RankSet())]
+        return _left(watch, event)
+    if isinstance(event, Looked):
+        return _looked(watch, event)
+    if isinstance(event, Located):
+        places = dict(watch.places) | {event.rank: event.words}
+        return replace(watch, places=tuple(sorted(places.items()))), []
+    if isinstance(event, InterruptAsked):
+        return _interrupt_asked(watch, event.at_s)
+    if isinstance(event, TimedOut):
+        watch = replace(watch, timed_out=True, prompt_at_s=event.at_s + _PROMPT_S)
+        return _interrupt_hard(watch, event.at_s)
+    if isinstance(event, BoundaryFound):
+        if event.found or watch.boundary_until_s == float("inf"):
+            return watch, []
+        return _interrupt_hard(watch, event.at_s)
+    return _tick(watch, event.at_s)
+
+
+def _left(watch: Watch, event: Replied | Exited) -> tuple[Watch, list[Action]]:
+    rank = RankSet([event.rank])
+    how = event.how or "ended the cell without it"
+    if isinstance(event, Exited):
+        watch = replace(watch, exited=watch.exited | (rank & watch.running))
+    elif event.mismatch:
+        watch = replace(watch, mismatch=watch.mismatch or event.mismatch)
+    if event.rank in watch.running or isinstance(event, Exited):
+        gone = {**dict(watch.gone), event.rank: how}
+        watch = replace(watch, running=watch.running - rank, gone=tuple(sorted(gone.items())), left_s=event.at_s)
+    if not watch.running:
+        return replace(watch, ended=True), [CellEnds(RankSet())]
+    return watch, []
+
+
+# --- hangs ----------------------------------------------------------------------------------------------------
+
+
+def _looked(watch: Watch, event: Looked) -> tuple[Watch, list[Action]]:
+    at_s = event.at_s
+    diagnosis = diagnose(event.facts, watch.cell, watch.ranks or watch.running, dict(watch.gone))
+    before = {(rank, key, stamp): since for rank, key, stamp, since in watch.stuck_since}
+    stuck_since = []
+    for rank in diagnosis.stuck:
+        inside = event.facts[rank].inside
+        if inside is not None:
+            # it waits in vain since it waits, and since the last one left who might have come
+            since_s = max(at_s - inside.age_s, watch.left_s)
+            stuck_since.append((rank, inside.key, inside.stamp, before.get((rank, inside.key, inside.stamp), since_s)))
+    watch = replace(watch, stuck_since=tuple(stuck_since))
+    watch, actions = _continue_stopped(watch, diagnosis, at_s)
+    watch = replace(watch, report=_report(watch, event, diagnosis))
+    if watch.is_debugging:
+        return watch, actions
+    mismatch = diagnosis.is_mismatch or bool(watch.mismatch)
+    grace_s = min(watch.grace_s, _EXIT_GRACE_S) if watch.exited else watch.grace_s
+    is_due = mismatch or any(at_s - since_s >= grace_s for *_, since_s in stuck_since)
+    is_again = bool(diagnosis.stuck & watch.released) and at_s - watch.released_s < _AGAIN_S
+    if diagnosis.stuck and is_due and not is_again and watch.grace_s != float("inf"):
+        reason = watch.mismatch or "; ".join(diagnosis.causes)
+        watch = replace(watch, released=watch.released | diagnosis.stuck, released_s=at_s)
+        return watch, [*actions, Say(reason), ReleaseRanks(diagnosis.stuck, reason, mismatch)]
+    patience_s = max((fact.inside.age_s for fact in event.facts.values() if fact.inside is not None), default=0.0)
+    if diagnosis.awaited & watch.running and patience_s > watch.grace_s and at_s - watch.looked_s > _LOOK_S:
+        watch = replace(watch, looked_s=at_s)
+        actions = [*actions, LookAtRanks(diagnosis.awaited & watch.running)]
+    return watch, actions
+
+
+def _continue_stopped(watch: Watch, diagnosis: Diagnosis, at_s: float) -> tuple[Watch, list[Action]]:
+    before = dict(watch.stopped_since)
+    since = {rank: before.get(rank, at_s) for rank in diagnosis.stopped}
+    due = RankSet(rank for rank, since_s in since.items() if at_s - since_s >= watch.grace_s)
+    watch = replace(watch, stopped_since=tuple((rank, s) for rank, s in since.items() if rank not in due))
+    if not due:
         return watch, []
-    if isinstance(event, InterruptAsked | TimedOut):
-        first = not watch.interrupted
-        timed_out = watch.timed_out or isinstance(event, TimedOut)
-        watch = replace(watch, interrupted=True, timed_out=timed_out)
-        # every press is a signal of its own; the grace period begins with the first
-        return watch, [InterruptRanks(watch.running), *([StartGrace()] if first else [])]
-    return replace(watch, ended=True), [CellEnds(watch.running)]
+    words = f"{due.words()} had been stopped from outside (SIGSTOP) and {'was' if len(due) == 1 else 'were'} continued"
+    return watch, [Say(words), ContinueRanks(due)]
+
+
+def _report(watch: Watch, event: Looked, diagnosis: Diagnosis) -> tuple[str, ...]:
+    """For the running cell: who waits for whom, once it takes longer than the grace period."""
+    oldest_s = max((fact.inside.age_s for fact in event.facts.values() if fact.inside is not None), default=0.0)
+    if oldest_s < watch.grace_s:
+        return ()
+    places = dict(watch.places)
+    where = [f"rank {rank} {places[rank]}" for rank in diagnosis.awaited & watch.running if rank in places]
+    return (*diagnosis.waits[:6], *where[:4])
+
+
+# --- interrupts -----------------------------------------------------------------------------------------------
+
+
+def _interrupt_asked(watch: Watch, at_s: float) -> tuple[Watch, list[Action]]:
+    if watch.asked_s == float("inf"):
+        watch = replace(
+            watch, interrupted=True, asked_s=at_s, boundary_until_s=at_s + _BOUNDARY_S, prompt_at_s=at_s + _PROMPT_S
+        )
+        return watch, [StopAtBoundary(watch.running)]
+    if watch.end_at_s != float("inf"):
+        return watch, []
+    watch, actions = _interrupt_hard(watch, at_s)
+    watch = replace(watch, end_at_s=at_s + _LAST_WORDS_S, prompt_at_s=float("inf"))
+    return watch, [LookAtRanks(watch.running, show=True), *actions]
+
+
+def _interrupt_hard(watch: Watch, at_s: float) -> tuple[Watch, list[Action]]:
+    watch = replace(watch, interrupted=True, boundary_until_s=float("inf"), release_at_s=at_s + _SIGNAL_S)
+    return watch, [InterruptRanks(watch.running)]
+
+
+def _tick(watch: Watch, at_s: float) -> tuple[Watch, list[Action]]:
+    actions: list[Action] = []
+    if at_s >= watch.boundary_until_s:
+        watch, actions = _interrupt_hard(watch, at_s)
+    if at_s >= watch.release_at_s:
+        watch = replace(watch, release_at_s=float("inf"), released=watch.released | watch.running, released_s=at_s)
+        reason = "the cell ran longer than its timeout" if watch.timed_out else "the cell was interrupted"
+        actions.append(ReleaseRanks(watch.running, reason))
+    if at_s >= watch.end_at_s:
+        watch = replace(watch, end_at_s=float("inf"))
+        actions.append(EndRanks(watch.running, "it did not answer a second Ctrl-C"))
+    if at_s >= watch.prompt_at_s:
+        return replace(watch, ended=True), [*actions, CellEnds(watch.running)]
+    return watch, actions

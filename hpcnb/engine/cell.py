@@ -19,6 +19,7 @@ from hpcnb.core.messages import (
     Check,
     Debug,
     FrameReader,
+    ListGroups,
     Message,
     RankClear,
     RankDisplay,
@@ -33,7 +34,9 @@ from hpcnb.engine.source import CellSource, ends_with_semicolon
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
+    from hpcnb.engine.boundary import Boundary
     from hpcnb.engine.debugger import Debugger
+    from hpcnb.engine.guard import Guard
     from hpcnb.engine.interrupts import Interrupts
     from hpcnb.engine.link import RankLink
     from hpcnb.engine.recorder import Recorder
@@ -55,18 +58,22 @@ class CellRunner:
         link: To the agent.
         streams: The link's stdout and stderr.
         recorder: Of this rank.
+        guard: Of this rank.
+        boundary: Of this rank.
         interrupts: Of this rank.
         names: What every cell finds in its namespace: rank, world_size, local_rank, device, mesh, hpc.
         debugger: Of this rank.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what a rank is made of, made in main.py
         self,
         rank: int,
         shell: InteractiveShell,
         link: RankLink,
         streams: tuple[LinkStream, LinkStream],
         recorder: Recorder,
+        guard: Guard,
+        boundary: Boundary,
         interrupts: Interrupts,
         names: dict[str, Any],
         debugger: Debugger,
@@ -76,6 +83,8 @@ class CellRunner:
         self._link = link
         self._streams = streams
         self._recorder = recorder
+        self._guard = guard
+        self._boundary = boundary
         self._interrupts = interrupts
         self._names = names
         self._debugger = debugger
@@ -111,6 +120,8 @@ class CellRunner:
                 self._run(message.cell, lambda message=message: self._call(message))  # type: ignore[misc]
             elif isinstance(message, Rebuild):
                 self._run(message.cell, lambda message=message: self._rebuild(message))  # type: ignore[misc]
+            elif isinstance(message, ListGroups):
+                self._run(message.cell, self._list_groups)
             elif isinstance(message, Debug):
                 self._run(message.cell, self._debug, keep=False)
             elif isinstance(message, Check):
@@ -183,6 +194,7 @@ class CellRunner:
         shell.showtraceback = self._keep_error  # type: ignore[method-assign]
         self._shown_error = None
         self._hook.bundle = self._hook.value = None
+        self._boundary.begin_cell(cell)
         return self._recorder.begin_cell(cell)
 
     def _leave(self, cell: int, start_ns: int, outcome: _Outcome) -> None:
@@ -194,6 +206,7 @@ class CellRunner:
                 if buffered is not None:
                     buffered.flush()
             end_ns = self._recorder.end_cell()
+            self._boundary.end_cell()
             sys.stdout, sys.stderr, shell.display_pub, shell.display_trap.hook, shell.showtraceback = self._saved  # type: ignore[method-assign]
             for name, value in self._names.items():  # `del rank` brings ours back
                 shell.user_ns.setdefault(name, value)
@@ -206,9 +219,17 @@ class CellRunner:
                 CellReply(
                     cell, self._rank, outcome.error is None, start_ns, end_ns, outcome.text, outcome.has_value,
                     outcome.shown, outcome.pickled, outcome.problem,
-                    None if outcome.error is None else _described(outcome.error), self._notices(outcome),
+                    None if outcome.error is None else _described(self._explained(outcome.error)),
+                    self._notices(outcome), bool(self._guard.broken),
                 )
             )  # fmt: skip
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """What DDP's wait in C++ raised becomes what other waits raise."""
+        if not isinstance(error, RuntimeError):
+            return error
+        explained = self._guard.explained(error, *self._recorder.last_wait())
+        return error if explained is error else explained.with_traceback(error.__traceback__)
 
     def _keep_error(self, exc_tuple: Any = None, *_: object, **__: object) -> None:
         """The error travels in the reply; IPython shows only those that end nothing, as of %run, this way."""
@@ -265,8 +286,14 @@ class CellRunner:
         return outcome
 
     def _rebuild(self, message: Rebuild) -> _Outcome:
-        count = process_group.rebuild_groups(message.generation)
+        count = process_group.rebuild_groups(message.generation, message.dead)
         return _Outcome(text=str(count), has_value=True)
+
+    @staticmethod
+    def _list_groups() -> _Outcome:
+        outcome = _Outcome(has_value=True)
+        outcome.pickled, outcome.problem = _pickle(process_group.list_groups())
+        return outcome
 
     def _debug(self) -> _Outcome:
         self._debugger.post_mortem()

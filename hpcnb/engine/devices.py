@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
-__all__ = ["accelerator_backend", "check_untouched", "device_types", "select_device"]
+__all__ = ["abort", "accelerator_backend", "check_untouched", "device_types", "select_device"]
 
 
 def check_untouched() -> None:
@@ -52,3 +52,9 @@ def accelerator_backend(
     options._timeout = timeout
     backend = c10d.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, size, options)
     return torch.device("cuda"), dist.ProcessGroup.BackendType.NCCL, backend
+
+
+def abort(group: Any) -> None:
+    """End what waits in the accelerator's backend of this group; from any thread."""
+    backend = group._get_backend(torch.device("cuda"))
+    backend.abort()

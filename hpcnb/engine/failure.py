@@ -13,10 +13,10 @@ from typing import Any
 
 import IPython
 
-from hpcnb.core.errors import HpcnbError
+from hpcnb.core.errors import CollectiveError, HpcnbError
 from hpcnb.engine.recorder import CELL_FILE_PREFIX
 
-__all__ = ["describe"]
+__all__ = ["describe", "is_ours"]
 
 _OURS = (str(Path(__file__).parents[1]), str(Path(IPython.__file__).parent))
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
@@ -25,18 +25,26 @@ _CELL_FILE = re.compile(r'File "<(cell [^"]+)>", line (\d+)')
 _MAX_FRAMES = 12
 
 
+def is_ours(file: str) -> bool:
+    """Whether code of this file belongs to hpcnb or IPython, which a person need not see."""
+    return file.startswith(_OURS)
+
+
 def describe(error: BaseException) -> dict[str, Any]:
     """The error as msgpack values.
 
     Returns:
         ``ename``, ``evalue``, ``cell`` (label, "" if no cell code was involved), ``line`` (of the innermost cell
         code, 0 if unknown), ``code`` (that line's text), ``traceback`` (text) and ``key``: equal for errors that
-        a person would call the same (addresses are left out of it).
+        a person would call the same (addresses are left out of it). Of a CollectiveError also ``operation``, as
+        words, and ``waited_s``.
     """
     summary = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
     _clean(summary)
     cell, line, code = _cell_position(error, summary)
     text = _CELL_FILE.sub(lambda match: f"C{match[1][1:]}, line {match[2]}", "".join(summary.format())).rstrip()
+    # errors of ours say what to do; one line of cell code, which ``line`` and ``code`` tell, adds nothing
+    says_all = isinstance(error, HpcnbError) and not isinstance(error, CollectiveError) and len(summary.stack) <= 1
     try:
         evalue = str(error)
     except Exception as problem:  # noqa: BLE001 - a broken __str__ is the user's; the error itself must still be told
@@ -47,14 +55,14 @@ def describe(error: BaseException) -> dict[str, Any]:
         "cell": cell,
         "line": line,
         "code": code,
-        # errors of ours say what to do; one line of cell code, which ``line`` and ``code`` tell, adds nothing
-        "traceback": "" if isinstance(error, HpcnbError) and len(summary.stack) <= 1 else text,
+        "traceback": "" if says_all else text,
         "key": _ADDRESS.sub("0x", text),
+        **({"operation": error.operation, "waited_s": error.waited_s} if isinstance(error, CollectiveError) else {}),
     }
 
 
 def _clean(summary: traceback.TracebackException) -> None:
-    frames = [frame for frame in summary.stack if not frame.filename.startswith(_OURS)]
+    frames = [frame for frame in summary.stack if not is_ours(frame.filename)]
     in_cell = [index for index, frame in enumerate(frames) if frame.filename.startswith(CELL_FILE_PREFIX)]
     keep_from = in_cell[-1] + 1 if in_cell else 0
     if len(frames) - keep_from > _MAX_FRAMES:  # deep inside a library: its innermost frames tell most

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch.distributed.device_mesh import DeviceMesh
 
+    from hpcnb.engine.boundary import Boundary
     from hpcnb.engine.link import RankLink
     from hpcnb.engine.recorder import OpenSpan, Recorder
 
@@ -77,6 +78,7 @@ class Hpc:
         mesh: DeviceMesh,
         recorder: Recorder,
         link: RankLink,
+        boundary: Boundary,
     ) -> None:
         self.rank = rank
         self.world_size = world_size
@@ -85,6 +87,7 @@ class Hpc:
         self.mesh = mesh
         self._recorder = recorder
         self._link = link
+        self._boundary = boundary
         self._bars_of_cell = 0
         self._num_bars = 0
         #: Whether this process took the place of a rank that died: it lacks what cells have computed, until resync.
@@ -106,7 +109,7 @@ class Hpc:
         """Iterate with one bar for all ranks, which names the slowest.
 
         Time spent in the iterable counts as ``data``, and every turn of the innermost loop is a step of the
-        breakdown.
+        breakdown. Between two turns Ctrl-C stops all ranks alike.
 
         Args:
             iterable: Anything; with ``len`` the bar has an end.
@@ -131,8 +134,10 @@ class Hpc:
 
         report(finished=False)
         step: OpenSpan | None = None
+        self._boundary.enter_loop()
         try:
             while True:
+                self._boundary.reach()
                 recorder.next_step(depth)
                 step = recorder.begin(Kind.STEP, description)
                 waiting = recorder.begin(Kind.DATA, description)
@@ -149,6 +154,7 @@ class Hpc:
                     reported_s = perf_counter()
                     report(finished=False)
         finally:
+            self._boundary.leave_loop()
             recorder.end(step)
             recorder.end_loop()
             report(finished=True)

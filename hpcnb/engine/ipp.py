@@ -14,7 +14,10 @@ from typing import Any
 import ipyparallel.engine.app as ipp_engine
 from ipykernel.iostream import OutStream
 from ipyparallel.engine.kernel import IPythonParallelKernel
-from traitlets import Type
+from traitlets import Bool, Instance, Type
+
+from hpcnb.core.board import Activity
+from hpcnb.engine.boundary import Boundary
 
 __all__ = ["Engine"]
 
@@ -30,6 +33,7 @@ class _Kernel(IPythonParallelKernel):
     """Runs requests of views with ipyparallel's streams."""
 
     streams: Any = None
+    boundary: Boundary
 
     @contextlib.contextmanager
     def _own_streams(self) -> Iterator[None]:
@@ -37,7 +41,8 @@ class _Kernel(IPythonParallelKernel):
         if self.streams is not None:
             sys.stdout, sys.stderr = self.streams
         try:
-            yield
+            with self.boundary.doing(Activity.REQUEST):
+                yield
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -61,11 +66,27 @@ class Engine(ipp_engine.IPEngine):
     """ipyparallel's engine, which tells when its shell is there."""
 
     out_stream_factory = Type(_PythonStream, allow_none=True)
+    boundary = Instance(Boundary)
+    is_replacement = Bool(False)
     #: Called once, on the event loop, when the engine is registered; it may replace the standard streams.
     when_registered: Callable[[], None]
 
+    async def register(self) -> None:
+        if self.is_replacement:
+            # the controller still has the engine that died; on the same socket, so that it is heard first
+            send = self.session.send
+
+            def after_unregistering(stream: Any, kind: str, **kwargs: Any) -> Any:
+                self.session.send = send
+                send(stream, "unregistration_request", content={"id": self.id})
+                return send(stream, kind, **kwargs)
+
+            self.session.send = after_unregistering
+        await super().register()
+
     async def complete_registration(self, *args: Any) -> None:
         ipp_engine.Kernel = _Kernel  # the class is no option of the engine
+        _Kernel.boundary = self.boundary
         await super().complete_registration(*args)
         self.kernel.streams = sys.stdout, sys.stderr
         self.when_registered()

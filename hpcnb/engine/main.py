@@ -20,16 +20,21 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from IPython.core import page
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from hpcnb.core.board import NUM_SLOTS, Board
 from hpcnb.core.launch import AgentSpec, RunFolder
 from hpcnb.core.mesh import MeshSpec
-from hpcnb.core.messages import InputReply, InterruptCell, Message, RankReady, Shutdown
-from hpcnb.core.spans import RingWriter, ring_bytes
+from hpcnb.core.messages import RankReady
+from hpcnb.core.spans import RingWriter
 from hpcnb.core.version import __version__
 from hpcnb.engine import devices, process_group
+from hpcnb.engine.boundary import Boundary
 from hpcnb.engine.cell import CellRunner
+from hpcnb.engine.control import Control
 from hpcnb.engine.debugger import Debugger
+from hpcnb.engine.group_store import GroupStore
+from hpcnb.engine.guard import Guard
 from hpcnb.engine.hpc import Hpc
 from hpcnb.engine.interrupts import Interrupts
 from hpcnb.engine.ipp import Engine
@@ -40,10 +45,8 @@ from hpcnb.engine.streams import LinkStream
 
 __all__ = ["RankSeat", "run_rank"]
 
-#: Records in a rank's ring: 1.3 MB; the agent reads four times a second.
-_NUM_SLOTS = 16384
-#: Collectives give up after so long (torch's own default for gloo).
-_TIMEOUT = datetime.timedelta(minutes=30)
+#: Nothing gives up by itself: the watch tells a hang from patience, and a person may think in a debugger.
+_TIMEOUT = datetime.timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -55,22 +58,50 @@ class RankSeat:
     store_host: str
     store_port: int
     generation: int
+    is_replacement: bool = False
+    groups: tuple[tuple[str, list[int]], ...] = ()  # that cells have made before this process was there
+    num_groups: int = 0
 
 
-def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder) -> None:
-    """Be rank ``seat.rank`` until told to end. Called in the freshly forked process; does not return."""
+def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder, memory: mmap.mmap) -> None:
+    """Be rank ``seat.rank`` until told to end. Called in the freshly forked process; does not return.
+
+    Args:
+        seat: Which rank.
+        spec: Of the cluster.
+        folder: Of the cluster.
+        memory: The node's board.
+    """
     # PyErr_CheckSignals before we are ready must not end the process: the agent decides
     interrupts = Interrupts()
     interrupts.install()
     os.setsid()  # a group of its own: what a cell starts can be ended with its rank
-    link, ring = _connect(seat, folder, interrupts)
+    board = Board(memory, spec.first_rank)
+    board.clear(seat.rank)
+    ring = RingWriter(board.ring(seat.rank), NUM_SLOTS)
+    link = _connect(seat, folder, interrupts)
     _seed(seat.rank)
     _prepare_interpreter(seat, spec)
     torch.set_num_threads(spec.threads_per_rank)
     recorder = Recorder(ring, enabled=spec.record)
     device = devices.select_device(seat.local_rank)
-    names = _join_group(seat, spec, device, recorder, link)
+    guard = Guard(board, seat.rank, ring, link.send)
+    guard.mend(seat.generation)
+    boundary = Boundary(board, seat.rank)
+    mesh = _join_group(seat, spec, device, recorder, guard)
+    hpc = Hpc(seat.rank, spec.world_size, seat.local_rank, device, mesh, recorder, link, boundary)
+    hpc._is_replacement = seat.is_replacement
+    names = {
+        "rank": seat.rank,
+        "world_size": spec.world_size,
+        "local_rank": seat.local_rank,
+        "device": device,
+        "mesh": mesh,
+        "hpc": hpc,
+    }
     engine = Engine.instance(
+        boundary=boundary,
+        is_replacement=seat.is_replacement,
         id=seat.rank,
         enable_nanny=False,  # a second process per rank; the agent does its work
         max_heartbeat_misses=0,  # the agent tells when the cluster ends
@@ -91,11 +122,14 @@ def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder) -> None:
         prompter.install()
         debugger = Debugger(seat.rank, link, prompter, streams[0], lambda: recorder.cell)
         debugger.install()
-        runner = CellRunner(seat.rank, engine.kernel.shell, link, streams, recorder, interrupts, names, debugger)
+        runner = CellRunner(
+            seat.rank, engine.kernel.shell, link, streams, recorder, guard, boundary, interrupts, names, debugger
+        )
         interrupts.install()  # the engine ignores SIGINT from here on; cells shall not
         loop = engine.loop.asyncio_loop
         loop.add_reader(link.cells, runner.on_readable)
-        link.start(lambda message: _control(message, engine, interrupts, prompter), lambda: os._exit(1))
+        control = Control(seat.rank, link, guard, interrupts, prompter, end=lambda: engine.loop.add_callback(_end))
+        link.start(control.hear, lambda: os._exit(1))
         link.send(
             RankReady(
                 seat.rank, os.getpid(), os.uname().nodename, str(device),
@@ -119,35 +153,21 @@ def _end() -> None:
         os._exit(0)
 
 
-def _control(message: Message, engine: Engine, interrupts: Interrupts, prompter: Prompter) -> None:
-    """A message for the link thread."""
-    if isinstance(message, InterruptCell):
-        interrupts.interrupt(message.cell)
-    elif isinstance(message, InputReply):
-        prompter.answer(message)
-    elif isinstance(message, Shutdown):
-        engine.loop.add_callback(_end)
-
-
-def _connect(seat: RankSeat, folder: RunFolder, interrupts: Interrupts) -> tuple[RankLink, RingWriter]:
-    """Standard streams become pipes that the agent reads; the span ring is memory that it maps."""
-    memory_file = os.memfd_create(f"hpcnb-spans-{seat.rank}")
-    os.ftruncate(memory_file, ring_bytes(_NUM_SLOTS))
-    ring = RingWriter(mmap.mmap(memory_file, ring_bytes(_NUM_SLOTS)), _NUM_SLOTS)
+def _connect(seat: RankSeat, folder: RunFolder, interrupts: Interrupts) -> RankLink:
+    """Standard streams become pipes that the agent reads."""
     pipes = [os.pipe(), os.pipe()]
-    link = RankLink(folder.agent_socket, seat.rank, [pipes[0][0], pipes[1][0], memory_file], interrupts)
+    link = RankLink(folder.agent_socket, seat.rank, [pipes[0][0], pipes[1][0]], interrupts)
     for descriptor, (read, write) in zip((1, 2), pipes, strict=True):
         os.dup2(write, descriptor)
         os.close(write)
         os.close(read)
-    os.close(memory_file)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process
     sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # type: ignore[misc] # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # type: ignore[misc] # noqa: SIM115
-    return link, ring
+    return link
 
 
 def _seed(rank: int) -> None:
@@ -158,32 +178,25 @@ def _seed(rank: int) -> None:
     torch.manual_seed(seed)
 
 
-def _join_group(
-    seat: RankSeat, spec: AgentSpec, device: torch.device, recorder: Recorder, link: RankLink
-) -> dict[str, Any]:
-    """Join the process group and the mesh; returns what cells find in their namespace."""
-    process_group.register(recorder)
+def _join_group(seat: RankSeat, spec: AgentSpec, device: torch.device, recorder: Recorder, guard: Guard) -> DeviceMesh:
+    """Join the process group; returns the mesh."""
+    process_group.register(recorder, guard)
     recorder.enabled, wanted = False, recorder.enabled
-    store = dist.TCPStore(seat.store_host, seat.store_port, is_master=False, timeout=_TIMEOUT)
+    client = dist.TCPStore(seat.store_host, seat.store_port, is_master=False, timeout=_TIMEOUT)
+    # C++ finds the methods of a store in its Python object, which it does not keep alive
+    guard.store = GroupStore(client, _TIMEOUT, guard.check)
     dist.init_process_group(
         process_group.BACKEND,
-        store=dist.PrefixStore(f"generation{seat.generation}", store),
+        store=guard.store,
         rank=seat.rank,
         world_size=spec.world_size,
         timeout=_TIMEOUT,
     )
     mesh_spec = MeshSpec.parse(spec.mesh)
     mesh = init_device_mesh(device.type, mesh_spec.sizes, mesh_dim_names=mesh_spec.axes)
+    process_group.make_groups(list(seat.groups), seat.num_groups, seat.rank)
     recorder.enabled = wanted
-    hpc = Hpc(seat.rank, spec.world_size, seat.local_rank, device, mesh, recorder, link)
-    return {
-        "rank": seat.rank,
-        "world_size": spec.world_size,
-        "local_rank": seat.local_rank,
-        "device": device,
-        "mesh": mesh,
-        "hpc": hpc,
-    }
+    return mesh
 
 
 def _prepare_interpreter(seat: RankSeat, spec: AgentSpec) -> None:

@@ -5,27 +5,42 @@ DDP, FSDP2, DTensor, functional collectives and ``torch.distributed`` calls all 
 through torch's trampolines from C++. It gives a group an identity that outlives its connections: the inner
 group can be replaced under a new generation while meshes and wrappers keep the object they hold.
 
-It forwards and records; it changes no number. The recorder decides what a record holds.
+It asks the guard, forwards and records; it changes no number. The recorder decides what a record holds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
+from hpcnb.core.errors import CollectiveAborted
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.spans import Flag, Kind
-from hpcnb.engine import devices
+from hpcnb.engine import devices, sockets
+from hpcnb.engine.work import AnySourceWork, RecordedWork
 
 if TYPE_CHECKING:
+    from hpcnb.engine.guard import Channel, Guard
     from hpcnb.engine.recorder import Backward, Operation, Recorder
 
-__all__ = ["BACKEND", "HpcnbProcessGroup", "rebuild_groups", "register"]
+__all__ = [
+    "BACKEND",
+    "HpcnbProcessGroup",
+    "list_groups",
+    "make_groups",
+    "moved_bytes",
+    "num_bytes_of",
+    "rebuild_groups",
+    "register",
+    "release_groups",
+]
 
 BACKEND = "hpcnb"
 
@@ -54,8 +69,6 @@ _COLLECTIVES: dict[str, tuple[str, int]] = {
     "barrier": ("barrier", -1),
 }
 _POINT_TO_POINT = ("send", "recv", "recv_anysource")
-#: what a Work can do besides waiting; handed through to the inner work
-_WORK_METHODS = ("is_completed", "is_success", "exception", "result", "source_rank", "synchronize", "abort", "boxed")
 
 
 def num_bytes_of(tensors: object) -> int:
@@ -65,61 +78,6 @@ def num_bytes_of(tensors: object) -> int:
     if isinstance(tensors, list | tuple):
         return sum(num_bytes_of(each) for each in tensors)
     return 0
-
-
-class RecordedWork(dist.Work):
-    """A Work whose waits are seen, from Python and, through torch's PyWork trampoline, from C++."""
-
-    def __init__(self, inner: dist.Work, operation: Operation, recorder: Recorder) -> None:
-        super().__init__()
-        self._inner = inner
-        self._operation = operation
-        self._recorder = recorder
-        self._watched = False
-
-    def wait(self, *timeout: Any) -> bool:
-        began_ns = self._recorder.begin_wait(self._operation)
-        try:
-            done: bool = self._inner.wait(*timeout)
-        except BaseException:
-            self._recorder.end_wait(self._operation, began_ns, failed=True)
-            raise
-        self._recorder.end_wait(self._operation, began_ns)
-        return done
-
-    def watch(self) -> None:
-        """Learn of the completion from the backend, at the price of a callback on its thread."""
-        if self._watched:
-            return
-        try:
-            future = self._inner.get_future()
-        except RuntimeError:
-            return  # gloo's send, recv and reduce_scatter have no future; their wait tells
-        self._watched = True
-        operation, recorder = self._operation, self._recorder
-        future.add_done_callback(lambda _: recorder.completed(operation))
-
-    def get_future(self) -> torch.futures.Future[Any]:
-        self._recorder.waited_through_future(self._operation)
-        future = self._inner.get_future()
-        self._operation.is_done = future.done
-        return future
-
-    def getFuture(self) -> torch.futures.Future[Any]:  # noqa: N802 - the name C++ looks for
-        return self.get_future()
-
-
-def _delegate(name: str) -> Callable[..., Any]:
-    def method(self: RecordedWork, *args: Any) -> Any:
-        return getattr(self._inner, name)(*args)
-
-    method.__name__ = name
-    return method
-
-
-for _name in _WORK_METHODS:
-    if hasattr(dist.Work, _name):
-        setattr(RecordedWork, _name, _delegate(_name))
 
 
 class HpcnbProcessGroup(dist.ProcessGroup):
@@ -132,7 +90,8 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         timeout: Of every operation.
     """
 
-    recorder: Recorder | None = None  #: set once per rank, before the first group is made
+    recorder: Recorder  #: set once per rank, before the first group is made
+    guard: Guard
     _num_made = 0
 
     def __init__(self, store: dist.Store, rank: int, size: int, timeout: datetime.timedelta) -> None:
@@ -148,33 +107,63 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         self._peer_sequence: dict[tuple[str, int], int] = {}
         self._label_number = 0
         self._members: list[int] = []
-        self._inner = self._connect(store)
+        self._channel: Channel | None = None
+        self._peer_channels: dict[tuple[int, int, int], Channel] = {}
+        #: Listening ports of the connections, of all ranks: what tells them from other sockets of the process.
+        self.ports: frozenset[int] = frozenset()
+        self._lost = ""  #: why this group was not built again; "" if it was
+        self._has_accelerator = False
+        self._inner = self._connect()
         HpcnbProcessGroup._num_made += 1
         self._made = HpcnbProcessGroup._num_made
 
-    def _connect(self, store: dist.Store) -> Any:
+    def _connect(self) -> Any:
+        """Connect to the other ranks, under the generation that all are in."""
+        store = dist.PrefixStore(f"generation{self.guard.generation}", self._store)
         inner: Any = dist.ProcessGroup(store, self._rank, self._size)
         kinds = dist.ProcessGroup.BackendType
+        before = sockets.listening_ports()
         gloo = c10d.ProcessGroupGloo(store, self._rank, self._size, timeout=self._timeout)
         gloo._set_sequence_number_for_group()
+        mine = sockets.listening_ports() - before
+        store.set(f"ports/{self._rank}", ",".join(map(str, mine)))
+        told = store.multi_get([f"ports/{rank}" for rank in range(self._size)])
+        self.ports = frozenset(int(port) for ports in told for port in ports.decode().split(",") if port)
         inner._set_default_backend(kinds.GLOO)
         inner._register_backend(torch.device("cpu"), kinds.GLOO, gloo)
         accelerated = devices.accelerator_backend(store, self._rank, self._size, self._timeout)
         if accelerated is not None:
             device, kind, backend = accelerated
             inner._register_backend(device, kind, backend)
+            self._has_accelerator = True
         inner._set_group_name(self._name or "hpcnb")
         inner._set_group_desc(self._description or "hpcnb")
         return inner
 
-    def rebuild(self, generation: int) -> None:
-        """Replace the connections by new ones. Every rank of the group must do so, in the same order.
+    def rebuild(self, dead: RankSet) -> Any:
+        """Replace the connections by new ones; returns what was connected before.
 
-        Objects that hold this group go on working; operations under way on the old connections fail.
+        Every rank of the group must do so, in the same order. Objects that hold this group go on working;
+        operations under way on the old connections fail. A group with a dead rank stays without connections.
         """
-        self._inner = self._connect(dist.PrefixStore(f"generation{generation}", self._store))
         self._sequence = 0
         self._peer_sequence.clear()
+        missing = RankSet(self.members()) & dead
+        if missing:
+            self._lost = f"{missing.words()} ended; %hpc restart-rank {missing} brings {_pronoun(missing)} back"
+            return None
+        before, self._inner = self._inner, self._connect()
+        self._lost = ""
+        return before
+
+    def members(self) -> list[int]:
+        """Global ranks, in the order of the group."""
+        members = c10d._world.pg_group_ranks.get(self, {})
+        return sorted(members, key=members.__getitem__)
+
+    def accelerated(self) -> list[Any]:
+        """The connected group, if an accelerator's backend is in it."""
+        return [self._inner] if self._has_accelerator else []
 
     # --- what torch asks of a group -------------------------------------------------------------------------
 
@@ -217,18 +206,24 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         self._inner.set_timeout(timeout)
 
     def monitored_barrier(self, timeout: datetime.timedelta | None = None, *, wait_all_ranks: bool = False) -> None:
-        recorder = self.recorder
-        if recorder is None or not recorder.enabled:
+        operation = self._issue("monitored_barrier", [], (), -1, 0)
+        with self._waiting(operation):
             self._inner.monitored_barrier(timeout, wait_all_ranks=wait_all_ranks)
-            return
-        operation = self._issue(recorder, "monitored_barrier", 0, -1, 0)
+
+    @contextlib.contextmanager
+    def _waiting(self, operation: Operation) -> Iterator[None]:
+        """The body blocks in this operation."""
+        recorder, guard = self.recorder, self.guard
         began_ns = recorder.begin_wait(operation)
-        failed = True
         try:
-            self._inner.monitored_barrier(timeout, wait_all_ranks=wait_all_ranks)
-            failed = False
-        finally:
-            recorder.end_wait(operation, began_ns, failed=failed)
+            yield
+        except BaseException as error:
+            recorder.end_wait(operation, began_ns, failed=True)
+            explained = guard.explained(error, recorder.words(operation), recorder.seconds_since(began_ns))
+            if explained is error:
+                raise
+            raise explained from None
+        recorder.end_wait(operation, began_ns)
 
     def shutdown(self) -> None:
         self._inner.shutdown()
@@ -236,45 +231,101 @@ class HpcnbProcessGroup(dist.ProcessGroup):
     def abort(self) -> None:
         self._inner.abort()
 
-    # --- recording ------------------------------------------------------------------------------------------
+    # --- before an operation --------------------------------------------------------------------------------
 
-    def _label(self, recorder: Recorder) -> int:
-        """The group's name and members: the same text on its ranks and on no others."""
-        if not self._label_number:
-            members = c10d._world.pg_group_ranks.get(self)
-            if members is None:  # asked before torch has registered the group
-                return 0
-            self._members = sorted(members, key=members.__getitem__)
-            name = str(self._description or self._name)
-            name = {"default_pg": "all ranks", "undefined": "group"}.get(name, name.removeprefix("mesh_"))
-            self._label_number = recorder.ring.intern(f"{name} [{RankSet(self._members)}]")
+    def _identify(self) -> int:
+        """String of the group's name and members: the same text on its ranks and on no others."""
+        self._members = self.members()
+        if not self._members:  # asked before torch has registered the group
+            return 0
+        name = str(self._description or self._name)
+        name = {"default_pg": "all ranks", "undefined": "group"}.get(name, name.removeprefix("mesh_"))
+        self._label_number = self.recorder.ring.intern(f"{name} [{RankSet(self._members)}]")
+        self._channel = self.guard.collectives(str(self._name), self._members)
         return self._label_number
 
-    def _begin_cell(self, recorder: Recorder) -> None:
-        # operations are matched cell by cell: one that a rank refused in an earlier cell must not shift all later ones
+    def _begin_cell(self, cell: int) -> None:
+        # operations are counted cell by cell: one that a rank refused in an earlier cell must not shift all later ones
+        self._cell = cell
+        self._sequence = 0
+        self._peer_sequence.clear()
+
+    def _issue(
+        self, name: str, tensors: list[torch.Tensor], details: tuple[str, ...], root: int, flags: int
+    ) -> Operation:
+        """Ask the guard about a collective and begin its record.
+
+        Raises:
+            CollectiveError: It cannot be issued.
+        """
+        recorder, guard = self.recorder, self.guard
         if recorder.cell != self._cell:
-            self._cell = recorder.cell
-            self._sequence = 0
-            self._peer_sequence.clear()
-
-    def _issue(self, recorder: Recorder, name: str, num_bytes: int, root: int, flags: int) -> Operation:
-        self._begin_cell(recorder)
+            self._begin_cell(recorder.cell)
+        label = self._label_number or self._identify()
+        if self._lost:
+            raise CollectiveAborted(f"{name} cannot be called: {self._lost}")
+        signature = guard.signature(name, tensors, details)
+        line, source = recorder.place(2)
+        channel = self._channel
+        stamped = guard.issue(channel, signature, line, source) if channel is not None else 0
         self._sequence += 1
-        label = self._label(recorder)
         peer = self._members[root] if 0 <= root < len(self._members) else -1
-        return recorder.issue(
-            Kind.COLLECTIVE, recorder.ring.intern(name), label, self._sequence, peer, num_bytes, flags
+        operation = recorder.issue(
+            Kind.COLLECTIVE, recorder.ring.intern(name), label, self._sequence, peer, num_bytes_of(tensors), flags
         )
+        operation.line, operation.source = line, source
+        operation.stamp, operation.channel = stamped, channel
+        return operation
 
-    def _issue_to_peer(self, recorder: Recorder, name: str, tensors: object, peer: int) -> Operation:
-        self._begin_cell(recorder)
+    def _issue_to_peer(self, name: str, tensors: list[torch.Tensor], peer: int, tag: int) -> Operation:
+        """The same for a message to or from a peer (its rank in the group)."""
+        recorder, guard = self.recorder, self.guard
+        if recorder.cell != self._cell:
+            self._begin_cell(recorder.cell)
+        label = self._label_number or self._identify()
+        if self._lost:
+            raise CollectiveAborted(f"{name} cannot be called: {self._lost}")
+        signature = guard.signature("message", tensors, ())
+        line, source = recorder.place(2)
+        is_send = name == "send"
+        channel = self._peer_channels.get((is_send, peer, tag))
+        if channel is None:
+            ends = (self._members[self._rank], self._members[peer])
+            sender, receiver = ends if is_send else ends[::-1]
+            channel = guard.messages(str(self._name), sender, receiver, tag)
+            self._peer_channels[is_send, peer, tag] = channel
+        stamped = guard.issue(channel, signature, line, source)
         key = (name, peer)
         sequence = self._peer_sequence[key] = self._peer_sequence.get(key, 0) + 1
-        label = self._label(recorder)
-        peer = self._members[peer] if 0 <= peer < len(self._members) else -1
-        return recorder.issue(
-            Kind.POINT_TO_POINT, recorder.ring.intern(name), label, sequence, peer, num_bytes_of(tensors), 0
-        )
+        operation = recorder.issue(
+            Kind.POINT_TO_POINT, recorder.ring.intern(name), label, sequence, self._members[peer],
+            num_bytes_of(tensors), 0,
+        )  # fmt: skip
+        operation.line, operation.source = line, source
+        operation.stamp, operation.channel = stamped, channel
+        return operation
+
+    def _hand_over(self, operation: Operation, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Give the operation to the backend; what the backend refuses at once was never issued."""
+        try:
+            return getattr(self._inner, method)(*args, **kwargs)
+        except BaseException as error:
+            channel = operation.channel
+            if channel is not None:
+                self.guard.withdraw(channel, operation.stamp)
+            explained = self.guard.explained(error, self.recorder.words(operation), 0.0)
+            if explained is error:
+                raise
+            raise explained from None
+
+    def _next_sender(self, tag: int) -> int:
+        """Rank in the group of somebody whose message to this rank has not been received; -1 if there is none."""
+        for peer, sender in enumerate(self._members):
+            received = self._peer_channels.get((False, peer, tag))
+            num_received = self.guard.num_issued(received) if received is not None else 0
+            if peer != self._rank and self.guard.sent(str(self._name), sender, tag) > num_received:
+                return peer
+        return -1
 
 
 def _on_backward_end(recorder: Recorder, backward: Backward) -> None:
@@ -291,26 +342,55 @@ def _on_backward_end(recorder: Recorder, backward: Backward) -> None:
     queue(computed)
 
 
-def _recorded_collective(method: str, name: str, payload: int) -> Callable[..., Any]:
+#: Methods whose options hold a reduce operation, or a root.
+_REDUCING = frozenset(name for name in _COLLECTIVES if "reduce" in name)
+_ROOTED = frozenset({"broadcast", "reduce", "gather", "scatter"})
+_REDUCE_OPERATIONS = {value: (name.lower(),) for name, value in dist.ReduceOp.RedOpType.__members__.items()}
+
+
+def _tensors(given: object) -> list[torch.Tensor]:
+    """Tensors of an argument, in order."""
+    if isinstance(given, torch.Tensor):
+        return [given]
+    if isinstance(given, list | tuple):
+        if len(given) == 1 and isinstance(given[0], torch.Tensor):
+            return [given[0]]
+        return [tensor for each in given for tensor in _tensors(each)]
+    return []
+
+
+def _collective(method: str, name: str, payload: int) -> Callable[..., Any]:
+    is_reducing, is_rooted, has_splits = method in _REDUCING, method in _ROOTED, name == "all_to_all"
+
     def collective(self: HpcnbProcessGroup, *args: Any, **kwargs: Any) -> Any:
         recorder = self.recorder
-        if recorder is None or not recorder.enabled:
-            return getattr(self._inner, method)(*args, **kwargs)
         options = kwargs.get("opts", args[-1] if args else None)
         flags = Flag.ASYNC if getattr(options, "asyncOp", False) else 0
-        root = getattr(options, "rootRank", -1)
-        num_bytes = num_bytes_of(args[payload]) if 0 <= payload < len(args) else 0
-        operation = self._issue(recorder, name, num_bytes, root, flags)
+        tensors = _tensors(args[payload]) if 0 <= payload < len(args) else []
+        details: tuple[str, ...] = ()
+        root = -1
+        if is_reducing and (reduce_operation := getattr(options, "reduceOp", None)) is not None:
+            details = _REDUCE_OPERATIONS[reduce_operation.op]
+        if is_rooted:
+            root = getattr(options, "rootRank", -1)
+            details = (*details, f"root {root}")
+        if has_splits:
+            _check_splits(self, method, args)
+            details, compared = (str(tensors[0].dtype).removeprefix("torch."),) if tensors else (), []
+        else:
+            compared = tensors
+        operation = self._issue(name, compared, details, root, flags)
         task = torch._C._current_graph_task_id()
         if task != -1:
             backward, is_new = recorder.backward(task)
             operation.backward = backward
             if is_new:
                 _on_backward_end(recorder, backward)
-        inner = getattr(self._inner, method)(*args, **kwargs)
+        inner = self._hand_over(operation, method, args, kwargs)
         if inner is None:
             return None
-        work = RecordedWork(inner, operation, recorder)
+        in_slices = not self._has_accelerator or (bool(tensors) and tensors[0].device.type == "cpu")
+        work = RecordedWork(inner, operation, recorder, self.guard, in_slices=in_slices)
         if flags & Flag.ASYNC:
             recorder.opened(operation)
             if operation.backward is None or not recorder.is_last_bucket(operation.backward):
@@ -321,32 +401,43 @@ def _recorded_collective(method: str, name: str, payload: int) -> Callable[..., 
     return collective
 
 
-def _recorded_point_to_point(method: str) -> Callable[..., Any]:
-    name = "recv" if method == "recv_anysource" else method
+def _check_splits(_group: HpcnbProcessGroup, _method: str, _args: tuple[Any, ...]) -> None:
+    return
 
+
+def _point_to_point(method: str) -> Callable[..., Any]:
     def operation(self: HpcnbProcessGroup, *args: Any, **kwargs: Any) -> Any:
-        recorder = self.recorder
-        if recorder is None or not recorder.enabled:
-            return getattr(self._inner, method)(*args, **kwargs)
-        peer = args[1] if method != "recv_anysource" and len(args) > 1 else -1
-        issued = self._issue_to_peer(recorder, name, args[0] if args else None, peer)
-        inner = getattr(self._inner, method)(*args, **kwargs)
-        return None if inner is None else RecordedWork(inner, issued, recorder)
+        tensors, peer, tag = args[0], int(args[1]), int(args[2] if len(args) > 2 else kwargs.get("tag", 0))
+        issued = self._issue_to_peer(method, _tensors(tensors), peer, tag)
+        inner = self._hand_over(issued, method, args, kwargs)
+        return None if inner is None else RecordedWork(inner, issued, self.recorder, self.guard, in_slices=False)
 
     operation.__name__ = method
     return operation
 
 
+def _recv_anysource(self: HpcnbProcessGroup, tensors: list[torch.Tensor], tag: int) -> dist.Work:
+    if not self._label_number:
+        self._identify()
+    return AnySourceWork(
+        lambda: self._next_sender(tag),
+        lambda sender: self.recv(tensors, sender, tag),  # type: ignore[no-any-return, unused-ignore]
+        self.guard.check,
+    )
+
+
 for _method, (_readable, _payload) in _COLLECTIVES.items():
     if hasattr(dist.ProcessGroup, _method):  # torch renames some of them from release to release
-        setattr(HpcnbProcessGroup, _method, _recorded_collective(_method, _readable, _payload))
-for _method in _POINT_TO_POINT:
-    setattr(HpcnbProcessGroup, _method, _recorded_point_to_point(_method))
+        setattr(HpcnbProcessGroup, _method, _collective(_method, _readable, _payload))
+for _method in ("send", "recv"):
+    setattr(HpcnbProcessGroup, _method, _point_to_point(_method))
+HpcnbProcessGroup.recv_anysource = _recv_anysource  # type: ignore[method-assign,assignment]
 
 
-def register(recorder: Recorder | None) -> None:
+def register(recorder: Recorder, guard: Guard) -> None:
     """Make ``init_process_group("hpcnb")``, and every group and mesh axis after it, one of these."""
     HpcnbProcessGroup.recorder = recorder
+    HpcnbProcessGroup.guard = guard
     if BACKEND in dist.Backend.backend_list:
         return
     dist.Backend.register_backend(
@@ -359,17 +450,86 @@ def register(recorder: Recorder | None) -> None:
     )
 
 
-def rebuild_groups(generation: int) -> int:
+def _living() -> list[HpcnbProcessGroup]:
+    """The groups that torch knows, in the order they were made: a destroyed one may live on in a name."""
+    known = [group for group in list(c10d._world.pg_map) if isinstance(group, HpcnbProcessGroup)]
+    return sorted(known, key=lambda group: group._made)
+
+
+def release_groups() -> Callable[[], None]:
+    """What ends every wait of this rank in the groups as they are connected now; from the link thread.
+
+    To be taken before groups are declared broken, and called on another thread: ranks may have come out by themselves
+    and built new connections meanwhile, which must not be touched.
+
+    Blocks: (what is returned) until nothing moves in the connections, a second at most.
+    """
+    groups = _living()
+    ports = frozenset().union(*(group.ports for group in groups))
+    accelerated = [inner for group in groups for inner in group.accelerated()]
+
+    def release() -> None:
+        sockets.quiesce(ports)
+        sockets.shut(ports)
+        for inner in accelerated:
+            devices.abort(inner)
+
+    return release
+
+
+def moved_bytes() -> int:
+    """Bytes that all groups of this rank have sent and received since they were connected."""
+    return sockets.moved_bytes(frozenset().union(*(group.ports for group in _living())))
+
+
+def list_groups() -> tuple[int, list[tuple[str, list[int]]]]:
+    """How many groups torch has counted, and (name, ranks) of those that this rank is in, as they were made."""
+    return c10d._world.group_count, [(str(group.group_name), group.members()) for group in _living()]
+
+
+def make_groups(groups: list[tuple[str, list[int]]], num_groups: int, rank: int) -> None:
+    """Make the groups that others hold and this new process does not.
+
+    Args:
+        groups: Name and ranks, in the order they were made.
+        num_groups: How many torch has counted elsewhere; names are numbers.
+        rank: Of this process.
+    """
+    known = {str(group.group_name) for group in _living()}
+    for name, members in groups:
+        if name not in known and rank in members and name.isdecimal():
+            c10d._world.group_count = int(name)
+            dist.new_group(members)
+    c10d._world.group_count = max(num_groups, c10d._world.group_count)
+
+
+def _pronoun(ranks: RankSet) -> str:
+    return "it" if len(ranks) == 1 else "them"
+
+
+def rebuild_groups(generation: int, dead: RankSet) -> int:
     """Replace the connections of all living groups of this rank, in the order they were made.
 
+    Args:
+        generation: The new one.
+        dead: Ranks that have no process; groups with one of them cannot be used until it is back.
+
     Ranks: collective over all ranks; returns the number of groups that were rebuilt.
+    Blocks: until all ranks of each group are there.
     """
     if not dist.is_initialized():
         msg = "the default process group was destroyed (dist.destroy_process_group) and is not made again; start anew"
         raise RuntimeError(msg)
-    # those that torch knows: one that was destroyed may live on in a name of a single rank
-    known = [group for group in c10d._world.pg_map if isinstance(group, HpcnbProcessGroup)]
-    groups = sorted(known, key=lambda group: group._made)
-    for group in groups:
-        group.rebuild(generation)
+    guard = HpcnbProcessGroup.guard
+    guard.mend(generation)
+    groups, before = _living(), []
+    try:
+        for group in groups:
+            before.append(group.rebuild(dead))
+    except BaseException as error:
+        guard.break_groups(f"building groups again failed: {error}")
+        raise
+    finally:
+        # what a backend still waits for keeps its destructor waiting: not on a thread that somebody needs
+        threading.Thread(target=before.clear, name="hpcnb-old-groups", daemon=True).start()
     return len(groups)

@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
+from hpcnb.core import units
 from hpcnb.core.spans import Category, Flag, Kind, RingWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
+
+    from hpcnb.engine.guard import Channel
 
 __all__ = ["CELL_FILE_PREFIX", "OpenSpan", "Operation", "Recorder"]
 
@@ -67,6 +70,8 @@ class Operation:
     wait_end_ns: int = 0
     written: bool = False
     backward: Backward | None = None
+    stamp: int = 0  # on the board
+    channel: Channel | None = None
     is_done: Callable[[], bool] | None = None  # asks the backend; where there is a future
 
 
@@ -84,6 +89,7 @@ class Backward:
     exposed_until_ns: int = 0
     num_issued: int = 0
     operations: set[Operation] = field(default_factory=set)  # waited for through futures, and not over
+    last: list[Operation] = field(default_factory=list)  # the operation whose end DDP waits for
 
 
 class Recorder:
@@ -91,7 +97,7 @@ class Recorder:
 
     Args:
         ring: Where records go.
-        enabled: When false nothing is recorded and the process group hands calls straight through.
+        enabled: When false no span is written; what the rank is in is still said, since the watch needs it.
     """
 
     def __init__(self, ring: RingWriter, *, enabled: bool = True) -> None:
@@ -200,6 +206,10 @@ class Recorder:
             frame = frame.f_back
         return 0, 0
 
+    def place(self, depth: int) -> tuple[int, int]:
+        """Line and source of the innermost cell code above the caller's caller."""
+        return self.user_line(sys._getframe(depth))
+
     def issue(
         self, kind: int, name: int, group: int, sequence: int, peer: int, num_bytes: int, flags: int
     ) -> Operation:
@@ -208,10 +218,26 @@ class Recorder:
             flags |= Flag.OTHER_THREAD
         else:
             self._settle()
-        line, source = self.user_line(sys._getframe(2))
         return Operation(
-            kind, name, group, sequence, peer, num_bytes, self.cell, self.step, line, source, flags, perf_counter_ns()
+            kind, name, group, sequence, peer, num_bytes, self.cell, self.step, 0, 0, flags, perf_counter_ns()
         )
+
+    def words(self, operation: Operation) -> str:
+        """The operation as a person reads it: ``all_reduce #17 (4.2 MB, line 6)``."""
+        line = f", line {operation.line}" if operation.line else ""
+        return f"{self.ring.text(operation.name)} #{operation.sequence} ({units.size(operation.num_bytes)}{line})"
+
+    def last_wait(self) -> tuple[str, float]:
+        """Words and seconds of what DDP waited for in the last backward pass; ("", 0) if it waited for nothing."""
+        backward = self._backward
+        if backward is None or not backward.last:
+            return "", 0.0
+        return self.words(backward.last[-1]), self.seconds_since(backward.ended_ns)
+
+    @staticmethod
+    def seconds_since(began_ns: int) -> float:
+        """Seconds since a time that :meth:`begin_wait` returned."""
+        return (perf_counter_ns() - began_ns) / 1e9
 
     def opened(self, operation: Operation) -> None:
         """The operation runs and somebody else will wait for it."""
@@ -220,9 +246,11 @@ class Recorder:
     def begin_wait(self, operation: Operation) -> int:
         """This thread blocks until the operation is over; returns the time."""
         if not operation.flags & Flag.OTHER_THREAD:
+            channel = operation.channel
             self.ring.enter_communication(
                 operation.name, operation.group, operation.sequence, operation.line, operation.source,
-                operation.num_bytes, operation.start_ns,
+                operation.num_bytes, operation.start_ns, -1 if channel is None else channel.at, operation.stamp,
+                operation.peer if operation.kind == Kind.POINT_TO_POINT else -1,
             )  # fmt: skip
         return perf_counter_ns()
 
@@ -307,9 +335,9 @@ class Recorder:
     def backward_ended(self, backward: Backward) -> None:
         """All gradients are computed; DDP begins to wait for the buckets that are still under way."""
         backward.ended_ns = backward.exposed_until_ns = perf_counter_ns()
-        waiting = next(iter(list(backward.operations)), None)
-        if waiting is not None:
-            self.begin_wait(waiting)
+        if waiting := list(backward.operations):
+            backward.last[:] = [max(waiting, key=lambda operation: operation.stamp)]  # it is over when all are
+            self.begin_wait(backward.last[0])
 
     def backward_settled(self) -> None:
         """DDP has waited for its buckets; called on the main thread when it goes on."""
@@ -320,6 +348,8 @@ class Recorder:
         operation.written = True
         if not operation.wait_end_ns:
             operation.wait_start_ns = operation.wait_end_ns = operation.end_ns
+        if not self.enabled:
+            return
         self.ring.write(
             operation.kind, Category.COMMUNICATION_TRANSFER, 0, operation.flags, operation.group, operation.name,
             operation.cell, operation.line, operation.step, operation.peer, operation.sequence, operation.source,

@@ -12,6 +12,7 @@ import socket
 import sys
 from pathlib import Path
 
+from hpcnb.core.board import new_board
 from hpcnb.core.launch import AgentSpec, RunFolder
 from hpcnb.core.version import __version__
 
@@ -29,13 +30,14 @@ def main() -> None:
         )
     rendezvous = socket.create_server(("127.0.0.1", 0), backlog=4096)
     address = rendezvous.getsockname()[:2]
+    board = new_board(spec.num_ranks)
     to_template, to_agent = socket.socketpair()
     pid = os.fork()
     if pid == 0:
         to_template.close()
         from hpcnb.node.template import run_template
 
-        run_template(to_agent, rendezvous, spec, folder)
+        run_template(to_agent, rendezvous, spec, folder, board)
         os._exit(1)
     to_agent.close()
     rendezvous.close()
@@ -44,7 +46,7 @@ def main() -> None:
     )
     from hpcnb.node.agent import Agent
 
-    Agent(spec, folder, to_template, pid, address).run()
+    Agent(spec, folder, to_template, pid, address, board).run()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import mmap
 import os
 import selectors
 import signal
@@ -16,16 +17,20 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from hpcnb.core import messages as m
+from hpcnb.core.board import Board
 from hpcnb.core.launch import AgentSpec, RunFolder
+from hpcnb.core.ranks import RankSet
 from hpcnb.core.version import __version__
 from hpcnb.node import controller
+from hpcnb.node.memory import Memory
+from hpcnb.node.observer import Observer, words_of
 from hpcnb.node.rank_process import RankProcess
 from hpcnb.node.relay import CellMessage, CellRelay
 from hpcnb.node.server import LinkServer
+from hpcnb.node.stop import Stop
 
 __all__ = ["Agent"]
 
@@ -36,8 +41,13 @@ _GRACE_S = 1.0
 _UNCLAIMED_S = 120.0
 #: The controller's connection file is looked for so often.
 _STARTING_S = 0.02
-#: Memory of a rank is looked up at most so often.
-_MEMORY_S = 3.0
+#: Ranks are looked at so often while a cell runs; an operation that takes longer than this is told of.
+_OBSERVE_S = 0.1
+_LONG_WAIT_S = 0.3
+#: The memory of ranks is noted so often while a cell runs, should one of them be killed.
+_NOTE_S = 0.5
+#: While ranks are asked to stop at a step, how far they are is looked at so often.
+_STOP_S = 0.001
 
 
 class Agent:
@@ -49,6 +59,7 @@ class Agent:
         template: Socket to the template process.
         template_pid: Its process.
         rendezvous: Address of the store that the template will serve.
+        memory: The node's board.
         clock: Monotonic seconds.
     """
 
@@ -59,6 +70,7 @@ class Agent:
         template: socket.socket,
         template_pid: int,
         rendezvous: tuple[str, int],
+        memory: mmap.mmap,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -70,12 +82,19 @@ class Agent:
         self._rendezvous = rendezvous
         self._clock = clock
         self._server = LinkServer(spec)
+        self._board = Board(memory, spec.first_rank)
         self._ranks = {
-            rank: RankProcess(rank, folder) for rank in range(spec.first_rank, spec.first_rank + spec.num_ranks)
+            rank: RankProcess(rank, folder, self._board.ring(rank))
+            for rank in range(spec.first_rank, spec.first_rank + spec.num_ranks)
         }
         self._relay = CellRelay(self._ranks, self._server.send_all, clock)
+        self._observer = Observer(self._board, self._ranks)
+        self._stop = Stop(self._board)
+        self._observe_due_s = self._note_due_s = 0.0
+        self._generation = 0
+        self._restarts: dict[int, m.RestartRanks] = {}  # ranks to be forked again when they have ended
         self._forking: list[int] = []
-        self._memory: dict[int, tuple[float, float]] = {}
+        self._memory = Memory(clock)
         self._history: list[m.Message] = []  # what a notebook that connects later must know
         self._alone_since_s: float | None = self._clock()
         self._claimed = False
@@ -121,6 +140,7 @@ class Agent:
             self._hear_notebook(client, message)
         now_s = self._clock()
         self._relay.tick(now_s)
+        self._observe(now_s)
         self._check_owners(now_s)
         self._check_controller()
 
@@ -128,8 +148,28 @@ class Agent:
         now_s = self._clock()
         due = [now_s + (_STARTING_S if self._controller_started_ns else 1.0)]
         if self._relay.due_s is not None:
-            due.append(self._relay.due_s)
+            due += [self._relay.due_s, self._observe_due_s]
+        if self._stop.is_open:
+            due.append(now_s + _STOP_S)
         return max(0.0, min(due) - now_s)
+
+    def _observe(self, now_s: float) -> None:
+        """While ranks wait in communication, tell the notebook who is where: it decides whether that is a hang."""
+        if self._stop.is_open:
+            self._stop.look()
+        running = self._relay.running
+        if not running or now_s < self._observe_due_s:
+            return
+        self._observe_due_s = now_s + _OBSERVE_S
+        if now_s >= self._note_due_s:
+            self._note_due_s = now_s + _NOTE_S
+            for process in self._ranks.values():
+                if process.alive:
+                    self._memory.note(process.pid)
+        if self._observer.longest_wait_s() >= _LONG_WAIT_S or self._observer.any_stopped():
+            facts = {rank: each.pack() for rank, each in self._observer.facts().items()}
+            for cell in running:
+                self._server.send_all(m.RankStates(cell, facts))
 
     def _watch(self, descriptor: int, call: Callable[[], None], events: int = selectors.EVENT_READ) -> None:
         self._selector.register(descriptor, events, call)
@@ -239,18 +279,41 @@ class Agent:
                 self._tell(m.Stage("import torch", *news["imported"]))
                 self._fork_ranks()
             elif "forked" in news and news["role"] == "rank":
-                self._ranks[self._forking.pop(0)].pid = news["forked"]
+                rank = self._forking.pop(0)
+                self._ranks[rank].pid = news["forked"]
             elif "exited" in news:
                 self._exited(news["exited"], news["status"])
 
     def _fork_ranks(self) -> None:
-        self._forking = list(self._ranks)
-        for local_rank, rank in enumerate(self._ranks):
-            seat = {
-                "rank": rank, "local_rank": local_rank, "store_host": self._rendezvous[0],
-                "store_port": self._rendezvous[1], "generation": 0,
-            }  # fmt: skip
-            self._request(role="rank", seat=seat)
+        for rank in self._ranks:
+            self._fork(rank)
+
+    def _fork(self, rank: int, replacement: m.RestartRanks | None = None) -> None:
+        self._forking.append(rank)
+        seat = {
+            "rank": rank, "local_rank": rank - self._spec.first_rank, "store_host": self._rendezvous[0],
+            "store_port": self._rendezvous[1], "generation": self._generation,
+        }  # fmt: skip
+        if replacement is not None:
+            seat |= {"is_replacement": True, "groups": replacement.groups, "num_groups": replacement.num_groups}
+        self._request(role="rank", seat=seat)
+
+    def _restart(self, message: m.RestartRanks) -> None:
+        """Fork ranks again, at once those that are dead, the others when they have been ended."""
+        self._generation = message.generation
+        for rank in message.ranks:
+            process = self._ranks.get(rank)
+            if process is None:
+                continue
+            if process.alive:
+                self._restarts[rank] = message
+                process.kill_group()
+            else:
+                self._replace(rank, message)
+
+    def _replace(self, rank: int, message: m.RestartRanks) -> None:
+        self._ranks[rank] = RankProcess(rank, self._folder, self._board.ring(rank))
+        self._fork(rank, message)
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
@@ -262,7 +325,7 @@ class Agent:
             return
         connection.settimeout(5.0)
         try:
-            received, descriptors, _, _ = socket.recv_fds(connection, 4096, 3)
+            received, descriptors, _, _ = socket.recv_fds(connection, 4096, 2)
             (hello,) = m.FrameReader().feed(received)
         except (OSError, ValueError) as error:
             LOG.warning("refused a connection of process %d: %s", pid, error)
@@ -302,6 +365,10 @@ class Agent:
         if isinstance(message, m.RankReady):
             process.ready = message
             self._tell(message)
+        elif isinstance(message, m.GroupMade):
+            self._observer.group_made(message.key, message.members)
+        elif isinstance(message, m.Seen):
+            self._server.send_all(message)
         else:
             self._relay.hear(process, message)
 
@@ -322,12 +389,20 @@ class Agent:
             self._rank_said(process, message)
         for descriptor in process.descriptors:
             self._unwatch(descriptor)
+        state = process.communication()
         cell = self._relay.lost(process)
         process.status = status
         last_lines = list(process.last_lines)[-12:]
+        was_in = words_of(state) if state is not None else ""
         process.close()
-        self._tell(m.RankExited(process.rank, pid, status, last_lines, self._ending is not None))
+        is_expected = self._ending is not None or process.rank in self._restarts
+        memory_mb, was_out_of_memory = self._memory.ended(process.pid, status)
+        self._tell(
+            m.RankExited(process.rank, pid, status, last_lines, is_expected, was_in, memory_mb, was_out_of_memory)
+        )
         self._relay.forget(cell, process.rank)
+        if (restart := self._restarts.pop(process.rank, None)) is not None:
+            self._replace(process.rank, restart)
 
     # --- notebooks -------------------------------------------------------------------------------------------
 
@@ -337,17 +412,40 @@ class Agent:
         elif isinstance(message, CellMessage):
             self._run(message)
         elif isinstance(message, m.Interrupt):
-            for rank in message.ranks:
-                if rank in self._ranks and self._ranks[rank].cell:
-                    self._interrupt(self._ranks[rank])
+            self._stop.withdraw()
+            for process in self._chosen(message.ranks):
+                if process.cell:
+                    self._interrupt(process)
+        elif isinstance(message, m.StopAtBoundary):
+            ranks = [process.rank for process in self._chosen(message.ranks) if process.cell == message.cell]
+            self._server.send(client, m.BoundaryAsked(message.cell, self._stop.ask(message.cell, ranks)))
+        elif isinstance(message, m.Release):
+            for process in self._chosen(message.ranks):
+                process.send_control(m.ReleaseRank(message.reason, message.mismatch))
+        elif isinstance(message, m.LookAt):
+            for process in self._chosen(message.ranks):
+                process.send_control(m.LookAtRank(message.cell))
+        elif isinstance(message, m.Continue):
+            for process in self._chosen(message.ranks):
+                process.signal(signal.SIGCONT)
+        elif isinstance(message, m.EndRanks):
+            for process in self._chosen(message.ranks):
+                LOG.info("rank %d is ended: %s", process.rank, message.reason)
+                process.kill_group()
+        elif isinstance(message, m.RestartRanks):
+            self._restart(message)
         elif isinstance(message, m.InputReply):
-            process = self._ranks.get(message.rank)
-            if process is not None and process.cell == message.cell:
-                process.send_control(message)  # its main thread waits, its link thread listens
+            for process in self._chosen(RankSet([message.rank])):
+                if process.cell == message.cell:
+                    process.send_control(message)  # its main thread waits, its link thread listens
         elif isinstance(message, m.Ask):
             self._server.send(client, m.Answer(message.request, self._answer(message)))
         elif isinstance(message, m.Shutdown):
             self._end(message.reason)
+
+    def _chosen(self, ranks: RankSet) -> list[RankProcess]:
+        """Those of these ranks that live on this node."""
+        return [self._ranks[rank] for rank in ranks if rank in self._ranks and self._ranks[rank].alive]
 
     @staticmethod
     def _interrupt(process: RankProcess) -> None:
@@ -376,6 +474,8 @@ class Agent:
             self._server.send(client, earlier)
 
     def _run(self, message: CellMessage) -> None:
+        if isinstance(message, m.Rebuild):
+            self._generation = message.generation
         for process in self._relay.begin(message):
             cells = process.descriptors[0]
             data = self._selector.get_key(cells).data
@@ -398,27 +498,5 @@ class Agent:
             "pid": process.pid,
             "device": process.ready.device if process.ready else "",
             "state": process.state(),
-            "memory_mb": self._memory_mb(process),
+            "memory_mb": self._memory.proportional_mb(process.pid) if process.alive else 0.0,
         }
-
-    def _memory_mb(self, process: RankProcess) -> float:
-        # the kernel walks all pages of the process for this, some milliseconds: not at every question
-        if not process.alive:
-            return 0.0
-        asked_s, memory_mb = self._memory.get(process.pid, (float("-inf"), 0.0))
-        if self._clock() - asked_s > _MEMORY_S:
-            asked_s, memory_mb = self._clock(), round(_proportional_mb(process.pid), 1)
-            self._memory[process.pid] = (asked_s, memory_mb)
-        return memory_mb
-
-
-def _proportional_mb(pid: int) -> float:
-    """PSS: memory of the process, shared pages divided by who shares them."""
-    try:
-        with Path(f"/proc/{pid}/smaps_rollup").open(encoding="ascii") as file:
-            for line in file:
-                if line.startswith("Pss:"):
-                    return int(line.split()[1]) / 1024
-    except OSError:
-        return 0.0  # it has just ended
-    return 0.0

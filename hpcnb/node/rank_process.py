@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import mmap
 import os
 import signal
 import socket
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 
 from hpcnb.core.launch import RunFolder
 from hpcnb.core.messages import FrameReader, Message, RankReady, frame
-from hpcnb.core.spans import RingReader
+from hpcnb.core.spans import RankState, RingReader
 from hpcnb.node.gate import FloodGate
 
 __all__ = ["RankProcess"]
@@ -33,6 +32,7 @@ class RankProcess:
     Attributes:
         rank: Global rank.
         folder: Of the cluster.
+        memory: Of the rank's span ring.
         pid: Of the process; 0 until it has been forked.
         ready: Its announcement that it runs cells.
         status: How the process ended, as ``Popen.returncode``; None while it lives.
@@ -41,6 +41,7 @@ class RankProcess:
 
     rank: int
     folder: RunFolder
+    memory: memoryview
     pid: int = 0
     ready: RankReady | None = None
     status: int | None = None
@@ -53,7 +54,6 @@ class RankProcess:
     _reader: FrameReader = field(default_factory=FrameReader)
     _pipes: dict[int, tuple[str, codecs.IncrementalDecoder]] = field(default_factory=dict)
     _ring: RingReader | None = None
-    _memory: mmap.mmap | None = None
     _gate: FloodGate | None = None
     _budgets: tuple[int, int] = (0, 0)
     _spans: list[bytes] = field(default_factory=list)
@@ -69,16 +69,14 @@ class RankProcess:
     # --- connection -----------------------------------------------------------------------------------------
 
     def attach_cells(self, connection: socket.socket, descriptors: list[int]) -> None:
-        """The rank's first connection, with its pipes and its ring."""
+        """The rank's first connection, with its pipes; its span ring is ready."""
         connection.setblocking(False)
         self._cells = connection
-        out, err, memory_file = descriptors
+        out, err = descriptors
         for name, descriptor in (("stdout", out), ("stderr", err)):
             os.set_blocking(descriptor, False)
             self._pipes[descriptor] = (name, _decoder())
-        self._memory = mmap.mmap(memory_file, 0, prot=mmap.PROT_READ)
-        os.close(memory_file)
-        self._ring = RingReader(self._memory)
+        self._ring = RingReader(self.memory)
         self._pidfd = os.pidfd_open(self.pid)
 
     def attach_control(self, connection: socket.socket) -> None:
@@ -241,17 +239,26 @@ class RankProcess:
         strings = list(self._ring.strings()) if self._ring is not None and len(spans) > 80 else [""]
         return spans, strings, lost
 
+    def strings(self) -> list[str]:
+        """The rank's string table."""
+        return self._ring.strings() if self._ring is not None else [""]
+
+    def communication(self) -> RankState | None:
+        """The operation that the rank's main thread is in, read from shared memory, also when it hangs."""
+        if self._ring is None:
+            return None
+        state = self._ring.state()
+        return state if state.in_communication else None
+
     def state(self) -> str:
-        """In words: what the rank does now, read from shared memory, also when it hangs."""
+        """In words: what the rank does now."""
         if not self.alive:
             return "not started" if self.pid == 0 else "dead"
         if self.ready is None:
             return "starting"
-        if self._ring is not None and self.cell:
-            state = self._ring.state()
-            if state.in_communication:
-                place = f", line {state.line}" if state.line else ""
-                return f"in {state.name} #{state.sequence} of {state.group} ({state.num_bytes:,} B{place})"
+        if self.cell and (state := self.communication()) is not None:
+            place = f", line {state.line}" if state.line else ""
+            return f"in {state.name} #{state.sequence} of {state.group} ({state.num_bytes:,} B{place})"
         return f"runs cell {self.cell}" if self.cell else "idle"
 
     def close(self) -> None:
@@ -267,6 +274,3 @@ class RankProcess:
             os.close(self._pidfd)
             self._pidfd = -1
         self._ring = None
-        if self._memory is not None:
-            self._memory.close()
-            self._memory = None

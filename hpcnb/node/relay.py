@@ -16,12 +16,13 @@ from hpcnb.node.rank_process import RankProcess
 
 __all__ = ["CellMessage", "CellRelay"]
 
-CellMessage = m.RunCell | m.CallFunction | m.Rebuild | m.Recording | m.Debug | m.Check
+CellMessage = m.RunCell | m.CallFunction | m.Rebuild | m.ListGroups | m.Recording | m.Debug | m.Check
 
 #: Span rings are read so often while a cell runs; they hold some seconds of records.
 _DRAIN_S = 0.25
 #: Ranks that have answered are told of so often while others run on.
 _REPLIES_S = 0.3
+_ERRORS_S = 0.05
 #: A reply with a larger value goes in a message of its own.
 _LARGE_BYTES = 1 << 20
 #: Bars move so often.
@@ -74,6 +75,11 @@ class CellRelay:
         if not self._cells:
             return None
         return min([self._drain_due_s, *(due_s for cell in self._cells.values() for due_s in cell.dues_s())])
+
+    @property
+    def running(self) -> list[int]:
+        """Numbers of the cells that some rank has not answered."""
+        return list(self._cells)
 
     def tick(self, now_s: float) -> None:
         """Send what has been held long enough, and read rings before they are overwritten."""
@@ -129,7 +135,9 @@ class CellRelay:
         elif isinstance(message, m.CellReply):
             cell.gather.add(process.rank, process.end_cell(), self._clock())
             cell.replies.append([getattr(message, name) for name in m.names_of(message)])
-            cell.replies_due_s = cell.replies_due_s or self._clock() + _REPLIES_S
+            # an error is told soon: others may wait in vain for this rank
+            due_s = self._clock() + (_REPLIES_S if message.ok else _ERRORS_S)
+            cell.replies_due_s = min(cell.replies_due_s or due_s, due_s)
             cell.waiting.discard(process.rank)
             if len(message.value_pickle) > _LARGE_BYTES:
                 self._flush_replies(cell)  # alone: together they might be too large for one message

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import json
+import mmap
 import os
 import select
 import signal
@@ -32,7 +33,9 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
-def run_template(to_agent: socket.socket, listener: socket.socket, spec: AgentSpec, folder: RunFolder) -> None:
+def run_template(
+    to_agent: socket.socket, listener: socket.socket, spec: AgentSpec, folder: RunFolder, board: mmap.mmap
+) -> None:
     """Be the template until the agent closes the socket. Called in a freshly forked process; does not return.
 
     Args:
@@ -40,6 +43,7 @@ def run_template(to_agent: socket.socket, listener: socket.socket, spec: AgentSp
         listener: Bound by the agent, served by the store process that is forked from here.
         spec: Of the agent.
         folder: Of the cluster.
+        board: Shared by the agent and all ranks.
     """
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -68,7 +72,7 @@ def run_template(to_agent: socket.socket, listener: socket.socket, spec: AgentSp
                 os._exit(0)
             *lines, received = (received + chunk).split(b"\n")
             for line in lines:
-                _obey(json.loads(line), to_agent, listener, (wake_read, wake_write), spec, folder)
+                _obey(json.loads(line), to_agent, listener, (wake_read, wake_write), (spec, folder, board))
 
 
 def _tell(to_agent: socket.socket, **message: Any) -> None:
@@ -98,8 +102,7 @@ def _obey(
     to_agent: socket.socket,
     listener: socket.socket,
     wake: tuple[int, int],
-    spec: AgentSpec,
-    folder: RunFolder,
+    cluster: tuple[AgentSpec, RunFolder, mmap.mmap],
 ) -> None:
     pid = os.fork()
     if pid:
@@ -120,7 +123,7 @@ def _obey(
         else:
             listener.close()
             engine = importlib.import_module(_ENGINE)
-            engine.run_rank(engine.RankSeat(**request["seat"]), spec, folder)
+            engine.run_rank(engine.RankSeat(**request["seat"]), *cluster)
     except BaseException:  # noqa: BLE001 - the process ends here, with its reason in the log
         sys.excepthook(*sys.exc_info())
     finally:

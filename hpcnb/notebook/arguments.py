@@ -81,6 +81,9 @@ VERBS: dict[str, Verb] = {
     "status": Verb("status", "one row per rank: node, process, device, state, memory"),
     "interrupt": Verb("interrupt", "stop the cell that runs; names are kept"),
     "recover": Verb("recover", "build the process groups again"),
+    "restart-rank": Verb(
+        "restart-rank [RANK ...]", "replace ranks by new processes; without a number those that died", 64
+    ),
     "debug": Verb("debug RANK", "pdb on the last failure of a rank; breakpoint() in a cell stops there", 1),
     "check": Verb(
         "check [NAME ...] [--axis dp] [--rng] [--on RANKS]",
@@ -91,6 +94,9 @@ VERBS: dict[str, Verb] = {
     "panel": Verb("panel", "a widget: start, stop, status, strip of the last cell"),
     "help": Verb("help [VERB]", "this text", 1),
 }
+
+#: Verbs whose words are ranks.
+_RANKS = ("logs", "restart-rank")
 
 _CELL_USAGE = "%%hpc_parallel [--on RANKS] [--timeout SECONDS] [--out NAME] [--time | --no-time]"
 _CELL_FLAGS = {
@@ -190,8 +196,9 @@ def _check_words(verb: str, rest: list[str]) -> None:
         _fail(f"%hpc has no verb {rest[0]!r}{_meant(rest[0], VERBS)}; there are {', '.join(VERBS)}")
     if verb == "timing" and rest and rest[0] not in ("breakdown", "timeline"):
         _fail(f"%hpc timing has no plot {rest[0]!r}; there are breakdown, timeline")
-    if verb == "logs" and rest and not rest[0].isdecimal():
-        _fail(f"%hpc logs {rest[0]}: a rank is a number, for example  %hpc logs 0")
+    for word in rest if verb in _RANKS else ():
+        if not word.isdecimal():
+            _fail(f"%hpc {verb} {word}: a rank is a number, for example  %hpc {verb} 0")
     if verb == "debug" and not (rest and rest[0].isdecimal()):
         _fail(f"%hpc debug{' ' + rest[0] if rest else ''}: name one rank by its number, for example  %hpc debug 1")
 

@@ -100,6 +100,11 @@ class HpcMagics(Magics):
     def _recover(self, _: arguments.VerbOptions) -> None:
         print(f"process groups rebuilt: generation {_cluster().recover()}")
 
+    def _restart_rank(self, options: arguments.VerbOptions) -> None:
+        cluster = _cluster()
+        took_s = cluster.restart_rank(*(int(word) for word in options.words))
+        print(f"{took_s:.1f} s until the new process ran cells; process groups and mesh are whole again")
+
     def _debug(self, options: arguments.VerbOptions) -> None:
         _cluster().debug(int(options.words[0]), view=show.cell_view(self.shell, show_time=False))
 

@@ -52,8 +52,8 @@ def as_html(result: CellResult) -> str:
 
 
 def _row(rank: int, durations_ms: Mapping[str, float], longest_ms: float) -> str:
+    from hpcnb.core import units
     from hpcnb.plots.theme import LOOKS
-    from hpcnb.timing import units
 
     segments = []
     for name, look in LOOKS.items():

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from hpcnb.core import units
 from hpcnb.plots import svg
 from hpcnb.plots.figure import Figure
 from hpcnb.plots.theme import LOOKS, dress
-from hpcnb.timing import strip, units
+from hpcnb.timing import strip
 from hpcnb.timing.breakdown import sums
 from hpcnb.timing.timeline import Timeline
 

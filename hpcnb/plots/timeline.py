@@ -8,11 +8,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from hpcnb.core import units
 from hpcnb.core.spans import CATEGORY_NAMES
 from hpcnb.plots import svg
 from hpcnb.plots.figure import Figure
 from hpcnb.plots.theme import BANDS, LOOKS, Look, dress
-from hpcnb.timing import strip, units
+from hpcnb.timing import strip
 from hpcnb.timing.breakdown import sums
 from hpcnb.timing.gantt import Gantt, Rectangle, gantt
 from hpcnb.timing.timeline import Timeline

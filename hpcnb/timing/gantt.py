@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from hpcnb.core import units
 from hpcnb.core.spans import CATEGORY_NAMES, Category, Kind
-from hpcnb.timing import units
 from hpcnb.timing.exposed import exposed
 from hpcnb.timing.strip import LABELS, place
 from hpcnb.timing.timeline import CellTimeline, RankCell, Timeline

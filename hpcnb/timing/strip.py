@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import PurePath
 
+from hpcnb.core import units
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.spans import CATEGORY_NAMES
-from hpcnb.timing import stragglers, units
+from hpcnb.timing import stragglers
 from hpcnb.timing.breakdown import sums, totals
 from hpcnb.timing.timeline import CellTimeline, Timeline
 

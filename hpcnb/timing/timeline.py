@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from hpcnb.core import units
 from hpcnb.core.errors import TimelineError
 from hpcnb.core.spans import SPAN, SPAN_FIELDS
-from hpcnb.timing import units
 
 if TYPE_CHECKING:
     import pandas as pd

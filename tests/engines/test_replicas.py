@@ -187,6 +187,22 @@ def test_a_replacement_gets_everything(built4):
     assert built4.check(axis="tp").ok  # ranks 1 and 2 held the same before
 
 
+def test_a_rank_that_was_started_again_is_a_replacement():
+    from hpcnb import Cluster
+
+    with Cluster(2, threads_per_rank=1, idle_timeout_s=0) as cluster:
+        run(cluster, BUILD)
+        run(cluster, "step()")
+        cluster.restart_rank(0)
+        run(cluster, BUILD, on="0")
+        assert run(cluster, "hpc._is_replacement").values == {0: "True", 1: "False"}
+        values = run(
+            cluster, "words = hpc.resync(model, optimizer)\nhpc.check_same(model, optimizer, rng=True)\nwords"
+        ).values
+        assert values[0] == "'19 tensors, 344 B, from rank 1 to rank 0; random number states to rank 0'"
+        assert run(cluster, "hpc._is_replacement").values == {0: "False", 1: "False"}
+
+
 def test_other_optimizers_wrappers_and_data_types(cluster2):
     source = """import torch, torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel as DDP

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpcnb.timing import units
+from hpcnb.core import units
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,266 @@
+"""Shared memory of one node: what its ranks tell each other and the agent without a message.
+
+One anonymous mapping, made before the first fork, so that it has no name and every process of the node has it. A
+region per local rank, which that rank alone writes::
+
+    0              the span ring, see spans.py
+    RING_BYTES     activity: what the main thread runs, and at which step boundary it is
+    + 64           channels: what the rank has issued, in order, per process group and per peer
+
+A *channel* is a sequence of operations that has to be the same on all who take part: the collectives of one process
+group, or the messages from one rank to another. Every operation has a *stamp*, generation of the groups in the upper
+bits and its number in the lower, so that stamps grow over rebuilds. Because a rank publishes an operation before it
+looks at the others, of two ranks that issue different operations at least the later one sees it.
+
+The head of the board belongs to the agent: the request to stop at a step boundary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+from hpcnb.core.spans import HEADER_BYTES, ring_bytes
+
+__all__ = [
+    "HISTORY",
+    "NUM_CHANNELS",
+    "Activity",
+    "ActivityState",
+    "Board",
+    "ChannelReader",
+    "ChannelWriter",
+    "Issued",
+    "channel_key",
+    "generation_of",
+    "new_board",
+    "number_of",
+    "stamp",
+]
+
+#: Records in a rank's span ring: 1.3 MB; the agent reads four times a second.
+NUM_SLOTS = 16384
+#: Operations of a channel that can still be looked up; a rank waits before it runs further ahead of a peer.
+HISTORY = 64
+#: Process groups plus peers and tags (point-to-point) of a rank that are watched.
+NUM_CHANNELS = 256
+
+_RING_BYTES = ring_bytes(NUM_SLOTS)
+#: activity, waits at a boundary, is in a loop with boundaries, channels are full; cell, boundary reached, passed
+_ACTIVITY = struct.Struct("<BBBxIII")
+_ACTIVITY_BYTES = 64
+_CHANNELS_AT = _RING_BYTES + _ACTIVITY_BYTES
+#: key, newest stamp
+_CHANNEL = struct.Struct("<QQ")
+_STAMP = struct.Struct("<Q")
+#: stamp, signature, line, string of its source, string that describes the operation
+_ENTRY = struct.Struct("<QIIHH4x")
+_CHECK = struct.Struct("<QI")
+_CHANNEL_BYTES = _CHANNEL.size + HISTORY * _ENTRY.size
+_REGION_BYTES = -(-(_CHANNELS_AT + NUM_CHANNELS * _CHANNEL_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
+_HEAD_BYTES = mmap.PAGESIZE
+#: cell, state (see StopState), boundary to stop at
+_STOP = struct.Struct("<III")
+_NUMBER_BITS = 40
+
+
+class Activity(IntEnum):
+    """What a rank's main thread runs."""
+
+    IDLE = 0
+    CELL = 1
+    REQUEST = 2  #: of an ipyparallel view or ``%%px``
+    DEBUGGER = 3  #: waits for a person
+
+
+class StopState(IntEnum):
+    """Where a request to stop at a step boundary is."""
+
+    NONE = 0
+    ASKED = 1  #: ranks that reach a boundary wait there
+    DECIDED = 2  #: ranks go on to the boundary that was chosen, and stop there
+
+
+class ActivityState(NamedTuple):
+    """What a rank says of itself."""
+
+    activity: int
+    waits_at_boundary: bool
+    in_loop: bool
+    cell: int
+    reached: int  #: boundaries of the cell that it has come to
+    passed: int  #: ... and gone through
+
+
+class Issued(NamedTuple):
+    """An operation that a rank has issued; strings are numbers in that rank's table."""
+
+    stamp: int
+    signature: int
+    line: int
+    source: int
+    description: int
+
+
+def stamp(generation: int, number: int) -> int:
+    """Order of an operation in its channel, over all generations of the groups."""
+    return generation << _NUMBER_BITS | number
+
+
+def number_of(stamped: int) -> int:
+    """Number of the operation in its generation, from 1."""
+    return stamped & ((1 << _NUMBER_BITS) - 1)
+
+
+def generation_of(stamped: int) -> int:
+    """Generation of the groups it was issued in."""
+    return stamped >> _NUMBER_BITS
+
+
+def channel_key(*parts: object) -> int:
+    """The same number on every rank for the same parts; never 0."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") or 1
+
+
+def new_board(num_ranks: int) -> mmap.mmap:
+    """Memory for a board; processes forked from now on share it."""
+    return mmap.mmap(-1, _HEAD_BYTES + num_ranks * _REGION_BYTES)
+
+
+class Board:
+    """The memory of all ranks of a node.
+
+    Args:
+        memory: From :func:`new_board`.
+        first_rank: Global rank of the first region.
+    """
+
+    def __init__(self, memory: mmap.mmap, first_rank: int) -> None:
+        self._view = memoryview(memory)
+        self._first_rank = first_rank
+        self.num_ranks = (len(memory) - _HEAD_BYTES) // _REGION_BYTES
+
+    def _region(self, rank: int) -> memoryview:
+        start = _HEAD_BYTES + (rank - self._first_rank) * _REGION_BYTES
+        return self._view[start : start + _REGION_BYTES]
+
+    def holds(self, rank: int) -> bool:
+        """Whether this rank is on this node."""
+        return self._first_rank <= rank < self._first_rank + self.num_ranks
+
+    def ring(self, rank: int) -> memoryview:
+        """Memory of the rank's span ring."""
+        return self._region(rank)[:_RING_BYTES]
+
+    def channels(self, rank: int) -> memoryview:
+        """Memory of the rank's channels."""
+        return self._region(rank)[_CHANNELS_AT : _CHANNELS_AT + NUM_CHANNELS * _CHANNEL_BYTES]
+
+    def clear(self, rank: int) -> None:
+        """Forget what an earlier process of this rank wrote."""
+        region = self._region(rank)
+        region[:HEADER_BYTES] = bytes(HEADER_BYTES)
+        region[_RING_BYTES:] = bytes(len(region) - _RING_BYTES)
+
+    # --- activity -------------------------------------------------------------------------------------------
+
+    def activity(self, rank: int) -> ActivityState:
+        """What the rank says of itself."""
+        activity, waits, in_loop, cell, reached, passed = _ACTIVITY.unpack_from(self._region(rank), _RING_BYTES)
+        return ActivityState(activity, bool(waits), bool(in_loop), cell, reached, passed)
+
+    def tell_activity(self, rank: int, state: ActivityState) -> None:
+        """Say what this rank does; only the rank itself does so."""
+        _ACTIVITY.pack_into(
+            self._region(rank), _RING_BYTES, state.activity, state.waits_at_boundary, state.in_loop, state.cell,
+            state.reached, state.passed,
+        )  # fmt: skip
+
+    # --- the request to stop at a boundary ------------------------------------------------------------------
+
+    def ask_stop(self, cell: int, state: StopState, boundary: int = 0) -> None:
+        """Agent: ask the ranks of a cell to stop at a boundary; ``boundary`` once it is decided."""
+        _STOP.pack_into(self._view, 0, cell, state, boundary)
+
+    def stop_asked(self) -> tuple[int, int, int]:
+        """Cell, state and boundary of the request."""
+        return _STOP.unpack_from(self._view, 0)
+
+
+class ChannelWriter:
+    """A rank's own channels.
+
+    Args:
+        memory: From :meth:`Board.channels`.
+    """
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+        self._num = 0
+
+    def open(self, key: int) -> int:
+        """Offset of a new channel; -1 when there is no room (it is then not watched)."""
+        if self._num == NUM_CHANNELS:
+            return -1
+        at = self._num * _CHANNEL_BYTES
+        self._num += 1
+        _CHANNEL.pack_into(self._memory, at, key, 0)
+        return at
+
+    def publish(self, at: int, stamped: int, issued: tuple[int, int, int, int]) -> None:
+        """Say that this operation is about to be issued: signature, line, source, description."""
+        entry = at + _CHANNEL.size + stamped % HISTORY * _ENTRY.size
+        _ENTRY.pack_into(self._memory, entry, stamped, *issued)
+        # the entry first: who sees the stamp finds the entry (stores are ordered on x86; on other processors the
+        # interpreter's own locks order them)
+        _STAMP.pack_into(self._memory, at + 8, stamped)
+
+    def withdraw(self, at: int, stamped: int) -> None:
+        """It was refused before it was issued."""
+        _STAMP.pack_into(self._memory, at + 8, stamped - 1)
+
+
+class ChannelReader:
+    """The channels of one rank, as its peers and the agent see them.
+
+    Args:
+        memory: From :meth:`Board.channels`.
+    """
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+
+    def find(self, key: int) -> int:
+        """Offset of the channel; -1 while the rank has not used it."""
+        for at in range(0, NUM_CHANNELS * _CHANNEL_BYTES, _CHANNEL_BYTES):
+            (found,) = _STAMP.unpack_from(self._memory, at)
+            if found == key:
+                return at
+            if not found:
+                return -1
+        return -1
+
+    @property
+    def full(self) -> bool:
+        """Whether the rank may use channels that are not watched."""
+        return bool(_STAMP.unpack_from(self._memory, (NUM_CHANNELS - 1) * _CHANNEL_BYTES)[0])
+
+    def newest(self, at: int) -> int:
+        """Stamp of the newest operation; 0 if none."""
+        return int(_STAMP.unpack_from(self._memory, at + 8)[0])
+
+    def signature(self, at: int, stamped: int) -> int | None:
+        """Signature of an operation that has been issued; None if it is too old to be looked up."""
+        entry = at + _CHANNEL.size + stamped % HISTORY * _ENTRY.size
+        found, signature = _CHECK.unpack_from(self._memory, entry)
+        return int(signature) if found == stamped else None
+
+    def issued(self, at: int, stamped: int) -> Issued | None:
+        """An operation that has been issued; None if it is too old to be looked up."""
+        entry = at + _CHANNEL.size + stamped % HISTORY * _ENTRY.size
+        issued = Issued(*_ENTRY.unpack_from(self._memory, entry))
+        return issued if issued.stamp == stamped else None

@@ -1,0 +1,240 @@
+"""Who waits for whom, and who waits in vain: pure, over what ranks say of themselves on their node's board.
+
+A rank waits in vain if somebody who takes part in its operation will never issue it: it has left the cell, it is
+dead, it called something else, or it waits in vain itself (in a circle, for example). A rank that waits for one that
+computes, or whose operation all have issued (bytes are under way), only waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hpcnb.core.board import Activity, number_of
+from hpcnb.core.ranks import RankSet
+
+__all__ = ["Diagnosis", "Inside", "Issues", "RankFacts", "diagnose"]
+
+
+@dataclass(frozen=True)
+class Inside:
+    """The operation that a rank's main thread waits in.
+
+    Attributes:
+        what: ``all_reduce #17 (4.2 MB, line 6)``.
+        key: Channel on the board; 0 if it has none.
+        stamp: Order in that channel.
+        members: Ranks that take part.
+        age_s: How long ago it was issued.
+    """
+
+    what: str
+    key: int
+    stamp: int
+    members: RankSet
+    age_s: float
+
+
+@dataclass(frozen=True)
+class Issues:
+    """What a rank has issued in one channel: the newest stamp, and ``{stamp: (signature, words)}`` of the last few."""
+
+    newest: int
+    last: dict[int, tuple[int, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RankFacts:
+    """What is known of a rank at one moment.
+
+    Attributes:
+        activity: See :class:`hpcnb.core.board.Activity`.
+        cell: The cell it runs; 0 if none.
+        is_stopped: Somebody sent it SIGSTOP.
+        inside: What it waits in.
+        issues: What it has issued, by channel; only channels in which some rank waits.
+        is_unwatched: It uses more channels than the board holds: what is missing in ``issues`` says nothing.
+    """
+
+    activity: int
+    cell: int = 0
+    is_stopped: bool = False
+    inside: Inside | None = None
+    issues: dict[int, Issues] = field(default_factory=dict)
+    is_unwatched: bool = False
+
+    def pack(self) -> list[Any]:
+        """As msgpack values."""
+        inside = self.inside
+        return [
+            self.activity, self.cell, self.is_stopped,
+            None if inside is None else [inside.what, inside.key, inside.stamp, inside.members, inside.age_s],
+            {key: [issues.newest, issues.last] for key, issues in self.issues.items()}, self.is_unwatched,
+        ]  # fmt: skip
+
+    @classmethod
+    def unpack(cls, packed: list[Any]) -> RankFacts:
+        """Inverse of :meth:`pack`."""
+        activity, cell, is_stopped, inside, issues, is_unwatched = packed
+        return cls(
+            activity, cell, is_stopped, None if inside is None else Inside(*inside),
+            {key: Issues(newest, {stamp: tuple(each) for stamp, each in last.items()})
+             for key, (newest, last) in issues.items()}, is_unwatched,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is wrong, if anything.
+
+    Attributes:
+        stuck: Ranks that wait in vain.
+        causes: Why, in words, one for each distinct reason.
+        is_mismatch: Ranks called different operations.
+        stopped: Ranks of the cell that somebody stopped (SIGSTOP).
+        waits: In words: who waits for whom, and is not stuck.
+        awaited: Ranks that others wait for and that run code: a look at them tells where.
+    """
+
+    stuck: RankSet
+    causes: tuple[str, ...] = ()
+    is_mismatch: bool = False
+    stopped: RankSet = field(default_factory=RankSet)
+    waits: tuple[str, ...] = ()
+    awaited: RankSet = field(default_factory=RankSet)
+
+
+def diagnose(facts: Mapping[int, RankFacts], cell: int, ranks: RankSet, gone: Mapping[int, str]) -> Diagnosis:
+    """Find the ranks of a cell that wait in vain.
+
+    Args:
+        facts: By rank; of all ranks of the cluster that are known.
+        cell: Number of the cell.
+        ranks: That it runs on.
+        gone: Ranks that have left the cell, and how in words: ``raised ValueError``.
+    """
+    inside = {
+        rank: each.inside
+        for rank, each in facts.items()
+        if each.inside is not None and rank not in gone and each.cell == cell
+    }
+    missing = {rank: _missing(rank, waits_in, facts) for rank, waits_in in inside.items()}
+    differing = {rank: _differing(rank, waits_in, facts) for rank, waits_in in inside.items()}
+    absent = {rank: _absence(rank, facts, ranks, gone) for rank in _all(missing.values())}
+    # whoever waits is presumed stuck, until all it waits for turn out to move
+    stuck = {rank for rank in inside if missing[rank] or differing[rank]}
+    while True:
+        moving = {
+            rank
+            for rank in stuck
+            if not differing[rank] and not any(absent[peer] or peer in stuck for peer in missing[rank])
+        }
+        if not moving:
+            break
+        stuck -= moving
+    stopped = RankSet(
+        rank for rank, each in facts.items() if each.is_stopped and each.cell == cell and rank not in gone
+    )
+    causes = [*_differences(stuck, inside, differing, facts), *_absences(stuck, missing, absent)]
+    if stuck and not causes:
+        causes = [_circle(stuck, inside, missing)]
+    waiting = {rank: each for rank, each in inside.items() if rank not in stuck}
+    return Diagnosis(
+        RankSet(stuck),
+        tuple(causes),
+        any(differing[rank] for rank in stuck),
+        stopped,
+        tuple(_waits(waiting, missing)),
+        RankSet(peer for rank in waiting for peer in missing[rank] if peer not in inside),
+    )
+
+
+def _missing(rank: int, waits_in: Inside, facts: Mapping[int, RankFacts]) -> RankSet:
+    """Who has not issued the operation that ``rank`` waits in."""
+    missing = []
+    for peer in waits_in.members:
+        if peer == rank:
+            continue
+        theirs = facts.get(peer)
+        issues = theirs.issues.get(waits_in.key) if theirs is not None else None
+        if theirs is not None and theirs.is_unwatched and issues is None:
+            continue
+        if issues is None or issues.newest < waits_in.stamp:
+            missing.append(peer)
+    return RankSet(missing)
+
+
+def _differing(rank: int, waits_in: Inside, facts: Mapping[int, RankFacts]) -> RankSet:
+    """Who has issued something else under the same number."""
+    mine = facts[rank].issues.get(waits_in.key, Issues(0)).last.get(waits_in.stamp)
+    if mine is None:
+        return RankSet()
+    differing = []
+    for peer in waits_in.members:
+        theirs = facts[peer].issues.get(waits_in.key, Issues(0)).last.get(waits_in.stamp) if peer in facts else None
+        if theirs is not None and theirs[0] != mine[0]:
+            differing.append(peer)
+    return RankSet(differing)
+
+
+def _all(sets: Iterable[RankSet]) -> RankSet:
+    union = RankSet()
+    for each in sets:
+        union |= each
+    return union
+
+
+def _absence(rank: int, facts: Mapping[int, RankFacts], ranks: RankSet, gone: Mapping[int, str]) -> str:
+    """Why a rank will not come, in words; "" if it may."""
+    if rank in gone:
+        return gone[rank]
+    if rank not in ranks and rank in facts and facts[rank].activity == Activity.IDLE:
+        return "does not run this cell"
+    return ""
+
+
+def _absences(stuck: Iterable[int], missing: Mapping[int, RankSet], absent: Mapping[int, str]) -> list[str]:
+    how: dict[str, list[int]] = {}
+    for peer in _all(missing[rank] for rank in stuck):
+        if absent[peer]:
+            how.setdefault(absent[peer], []).append(peer)
+    return [f"{RankSet(peers).words()} {words}" for words, peers in how.items()]
+
+
+def _differences(
+    stuck: Iterable[int], inside: Mapping[int, Inside], differing: Mapping[int, RankSet], facts: Mapping[int, RankFacts]
+) -> list[str]:
+    lines: dict[tuple[int, int], str] = {}
+    for rank in stuck:
+        if not differing[rank]:
+            continue
+        at = inside[rank]
+        called: dict[str, list[int]] = {}
+        for peer in at.members:
+            issues = facts[peer].issues.get(at.key) if peer in facts else None
+            if issues is not None and at.stamp in issues.last:
+                called.setdefault(issues.last[at.stamp][1], []).append(peer)
+        parts = [f"{RankSet(peers).words()} called {words}" for words, peers in called.items()]
+        lines[at.key, at.stamp] = f"as operation {number_of(at.stamp)} of ranks {at.members}, " + " and ".join(parts)
+    return list(lines.values())
+
+
+def _circle(stuck: Iterable[int], inside: Mapping[int, Inside], missing: Mapping[int, RankSet]) -> str:
+    parts = [f"rank {rank} waits in {inside[rank].what} for {missing[rank].words()}" for rank in sorted(stuck)]
+    return "they wait for each other: " + "; ".join(parts[:8])
+
+
+def _waits(waiting: Mapping[int, Inside], missing: Mapping[int, RankSet]) -> list[str]:
+    groups: dict[tuple[str, RankSet], list[int]] = {}
+    for rank, at in waiting.items():
+        groups.setdefault((at.what, missing[rank]), []).append(rank)
+    lines = []
+    for (what, peers), ranks in groups.items():
+        age_s = max(waiting[rank].age_s for rank in ranks)
+        plural = "s" if len(ranks) == 1 else ""
+        if peers:
+            lines.append(f"{RankSet(ranks).words()} wait{plural} in {what} for {peers.words()}, since {age_s:.0f} s")
+        else:
+            lines.append(f"{RankSet(ranks).words()} transfer{plural} in {what}, since {age_s:.0f} s")
+    return lines

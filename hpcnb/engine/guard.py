@@ -1,0 +1,257 @@
+"""Whether a rank may issue an operation: the groups are whole, and the others issue the same one.
+
+Before an operation goes to the backend it is published on the node's board and compared with what the others have
+published under the same number. gloo would abort the interpreter where sizes differ and compute nonsense where types,
+roots or operations differ. Of two ranks that differ at least the later one sees it, and does not issue: no byte of it
+meets a byte of the other. A repeated operation costs a few lookups; no message is sent.
+
+The guard also knows when groups are broken (a rank was released, died, or gave up a wait): until they are built
+again, every operation is refused at once, so that clean-up code of a cell cannot hang a second time.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from zlib import crc32
+
+import torch
+
+from hpcnb.core.board import (
+    HISTORY,
+    Board,
+    ChannelReader,
+    ChannelWriter,
+    channel_key,
+    generation_of,
+    number_of,
+    stamp,
+)
+from hpcnb.core.errors import CollectiveAborted, CollectiveError, CollectiveMismatch
+from hpcnb.core.messages import GroupMade, Message
+from hpcnb.core.ranks import RankSet
+from hpcnb.core.spans import RingReader, RingWriter
+
+__all__ = ["Channel", "Guard", "Signature"]
+
+#: A rank waits before it is so many operations ahead of a peer: later ones could not be compared any more.
+_AHEAD = HISTORY - 8
+_AHEAD_PAUSE_S = 0.0005
+#: How gloo and the kernel say that the other side is gone.
+_LOST = re.compile(r"gloo/transport|[Cc]onnection (closed|reset|refused)|Broken pipe|Socket (closed|is not connected)")
+
+#: What an operation is, as numbers: for comparison, and its words in the string table.
+Signature = tuple[int, int]
+
+
+@dataclass(slots=True, eq=False)
+class _Peer:
+    rank: int
+    reader: ChannelReader
+    at: int = -1
+
+
+@dataclass(slots=True, eq=False)
+class Channel:
+    """A sequence of operations that all who take part must issue alike."""
+
+    key: int
+    at: int
+    members: RankSet
+    sender: int = -1  #: of messages; -1 for collectives
+    peers: list[_Peer] = field(default_factory=list)
+    newest: int = 0
+
+
+class Guard:
+    """The guard of one rank.
+
+    Args:
+        board: Of the node.
+        rank: Global rank.
+        ring: Holds the strings.
+        tell: Sends a message to the agent.
+    """
+
+    def __init__(self, board: Board, rank: int, ring: RingWriter, tell: Callable[[Message], None]) -> None:
+        self.rank = rank
+        self.generation = 0
+        self.broken: str = ""  #: why groups cannot be used; "" if they can
+        self.store: object = None  #: of the groups; lives as long as they do
+        self.mismatch = False  #: ... because ranks called different operations
+        self._board = board
+        self._ring = ring
+        self._tell = tell
+        self._own = ChannelWriter(board.channels(rank))
+        self._channels: dict[int, Channel] = {}
+        self._signatures: dict[object, Signature] = {}
+
+    # --- channels -------------------------------------------------------------------------------------------
+
+    def collectives(self, group: str, members: list[int]) -> Channel:
+        """The channel of a group's collectives; ``group`` is the same text on its ranks and on no others."""
+        channel = self._open(channel_key("collectives", group, tuple(members)), RankSet(members))
+        self._tell(GroupMade(channel.key, channel.members))  # who takes part cannot be read from the board
+        return channel
+
+    def messages(self, group: str, sender: int, receiver: int, tag: int) -> Channel:
+        """The channel of messages from one rank to another."""
+        key = channel_key("messages", group, sender, receiver, tag)
+        return self._open(key, RankSet([sender, receiver]), sender)
+
+    def _open(self, key: int, members: RankSet, sender: int = -1) -> Channel:
+        if (known := self._channels.get(key)) is not None:
+            return known
+        channel = self._channels[key] = Channel(key, self._own.open(key), members, sender)
+        for peer in members:
+            if peer != self.rank and self._board.holds(peer):
+                channel.peers.append(_Peer(peer, ChannelReader(self._board.channels(peer))))
+        return channel
+
+    def sent(self, group: str, sender: int, tag: int) -> int:
+        """How many messages ``sender`` has issued to this rank in this generation."""
+        if not self._board.holds(sender):
+            return 0
+        reader = ChannelReader(self._board.channels(sender))
+        at = reader.find(channel_key("messages", group, sender, self.rank, tag))
+        return self._number(reader.newest(at)) if at >= 0 else 0
+
+    def num_issued(self, channel: Channel) -> int:
+        """How many operations this rank has issued in this generation."""
+        return self._number(channel.newest)
+
+    def _number(self, stamped: int) -> int:
+        return number_of(stamped) if generation_of(stamped) == self.generation else 0
+
+    # --- before an operation --------------------------------------------------------------------------------
+
+    def signature(self, name: str, tensors: list[torch.Tensor], details: tuple[object, ...]) -> Signature:
+        """What has to be equal on all ranks, as a number, and its words.
+
+        Args:
+            name: ``all_reduce``.
+            tensors: What this rank contributes; their types and numbers of elements count.
+            details: Reduce operation, root.
+        """
+        key = (name, details, *[(tensor.dtype, tensor.shape) for tensor in tensors])
+        if (known := self._signatures.get(key)) is not None:
+            return known
+        sizes = [f"{str(tensor.dtype).removeprefix('torch.')}[{tensor.numel()}]" for tensor in tensors]
+        shapes = [f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for tensor in tensors]
+        shown = shapes[:3] + ([f"... {len(shapes)} tensors"] if len(shapes) > 3 else [])
+        words = f"{name}({', '.join([*shown, *map(str, details)])})"
+        known = crc32("|".join([name, *sizes, *map(str, details)]).encode()), self._ring.intern(words)
+        if len(self._signatures) > 4096:  # shapes that never repeat: forget them all
+            self._signatures.clear()
+        self._signatures[key] = known
+        return known
+
+    def issue(self, channel: Channel, signature: Signature, line: int, source: int) -> int:
+        """Publish an operation and compare it with the others'; returns its stamp.
+
+        Raises:
+            CollectiveAborted: Groups are broken.
+            CollectiveMismatch: Another rank has issued something else under this number.
+        """
+        if self.broken:
+            raise self.error(self._ring.text(signature[1]))
+        stamped = channel.newest + 1
+        if generation_of(stamped) != self.generation:
+            stamped = stamp(self.generation, 1)
+        channel.newest = stamped
+        if channel.at < 0:
+            return stamped
+        checked = signature[0]
+        self._own.publish(channel.at, stamped, (checked, line, source, signature[1]))
+        for peer in channel.peers:
+            if peer.at < 0:
+                peer.at = peer.reader.find(channel.key)
+                if peer.at < 0:
+                    if number_of(stamped) > _AHEAD:
+                        self._await(peer, channel, stamped)
+                    continue
+            newest = peer.reader.newest(peer.at)
+            if newest < stamped:
+                if number_of(stamped) > _AHEAD and newest + _AHEAD < stamped:
+                    self._await(peer, channel, stamped)
+            elif peer.reader.signature(peer.at, stamped) != checked:
+                self._differ(channel, peer, stamped, signature[1], line)
+        return stamped
+
+    def withdraw(self, channel: Channel, stamped: int) -> None:
+        """The backend refused the operation at once: it was never issued."""
+        channel.newest = stamped - 1
+        if channel.at >= 0:
+            self._own.withdraw(channel.at, stamped)
+
+    def _await(self, peer: _Peer, channel: Channel, stamped: int) -> None:
+        """Let a peer that is far behind catch up, so that it can still compare."""
+        while not peer.reader.full:
+            peer.at = peer.reader.find(channel.key) if peer.at < 0 else peer.at
+            if peer.at >= 0 and peer.reader.newest(peer.at) + _AHEAD >= stamped:
+                return
+            self.check()
+            time.sleep(_AHEAD_PAUSE_S)
+
+    def _differ(self, channel: Channel, peer: _Peer, stamped: int, description: int, line: int) -> None:
+        theirs = peer.reader.issued(peer.at, stamped)
+        strings = RingReader(self._board.ring(peer.rank)).strings()
+        other = _words(strings[theirs.description], theirs.line) if theirs is not None else "something older"
+        mine = _words(self._ring.text(description), line)
+        number = number_of(stamped)
+        if channel.sender < 0:
+            words = f"operation {number} of ranks {channel.members} is {mine} on rank {self.rank} and {other} on rank {peer.rank}"
+        else:
+            sent, expected = (mine, other) if channel.sender == self.rank else (other, mine)
+            receiver = (channel.members - RankSet([channel.sender])).first()
+            words = f"message {number} from rank {channel.sender} is {sent}, and rank {receiver} expects {expected}"
+        self.break_groups(words, mismatch=True)
+        raise self.error(self._ring.text(description))
+
+    # --- broken groups --------------------------------------------------------------------------------------
+
+    def break_groups(self, reason: str, *, mismatch: bool = False) -> None:
+        """No operation from now on, until groups are built again; the first reason stays. From any thread."""
+        if not self.broken:
+            self.mismatch = mismatch
+            self.broken = reason
+
+    def mend(self, generation: int) -> None:
+        """Groups are about to be built again under a new generation."""
+        self.broken = ""
+        self.mismatch = False
+        self.generation = generation
+        for channel in self._channels.values():
+            for peer in channel.peers:
+                peer.at = -1  # a new process may have taken the rank's place
+
+    def check(self) -> None:
+        """Raise if groups are broken."""
+        if self.broken:
+            raise self.error("")
+
+    def error(self, operation: str, waited_s: float = 0.0) -> CollectiveError:
+        """The error of an operation that groups cannot complete."""
+        kind = CollectiveMismatch if self.mismatch else CollectiveAborted
+        subject = f"{operation or 'this operation'} cannot be completed: " if not self.mismatch else ""
+        error = kind(f"{subject}{self.broken}")
+        error.operation, error.waited_s = operation, waited_s
+        return error
+
+    def explained(self, error: BaseException, operation: str, waited_s: float) -> BaseException:
+        """What to raise instead of what a wait raised; breaks the groups when connections are lost."""
+        if isinstance(error, CollectiveError):
+            return error if error.operation or not self.broken else self.error(operation, waited_s)
+        if not isinstance(error, RuntimeError):
+            # a wait that is given up leaves its operation half done
+            self.break_groups(f"a wait was given up ({type(error).__name__})")
+            return error
+        if _LOST.search(str(error)):
+            self.break_groups("the connection to another rank is lost")
+        return self.error(operation, waited_s) if self.broken else error
+
+
+def _words(description: str, line: int) -> str:
+    return f"{description} (line {line})" if line else description

@@ -1,0 +1,72 @@
+"""Memory of ranks: what they use, and whether one that was killed had run out of it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ["Memory"]
+
+#: The proportional size is looked up at most so often: the kernel walks all pages of the process for it.
+_PROPORTIONAL_S = 3.0
+
+
+class Memory:
+    """What ranks of this node use.
+
+    Args:
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._proportional: dict[int, tuple[float, float]] = {}
+        self._resident_mb: dict[int, float] = {}
+        self._num_kills = _num_kills()
+
+    def proportional_mb(self, pid: int) -> float:
+        """PSS: memory of the process, shared pages divided by who shares them."""
+        asked_s, memory_mb = self._proportional.get(pid, (float("-inf"), 0.0))
+        if self._clock() - asked_s > _PROPORTIONAL_S:
+            asked_s, memory_mb = self._clock(), round(_proportional_mb(pid), 1)
+            self._proportional[pid] = (asked_s, memory_mb)
+        return memory_mb
+
+    def note(self, pid: int) -> None:
+        """Look up the resident size, which is gone when the process is."""
+        try:
+            _, pages, *_ = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
+        except OSError:
+            return  # it has just ended; the last size is what is told
+        self._resident_mb[pid] = int(pages) * 4096 / 1e6
+
+    def ended(self, pid: int, status: int) -> tuple[float, bool]:
+        """The last known resident size of a process in MB, and whether the kernel killed it for want of memory."""
+        self._proportional.pop(pid, None)
+        num_kills, before = _num_kills(), self._num_kills
+        self._num_kills = num_kills
+        return self._resident_mb.pop(pid, 0.0), status == -signal.SIGKILL and num_kills > before
+
+
+def _num_kills() -> int:
+    """How often the kernel's out-of-memory killer has struck on this machine."""
+    try:
+        with Path("/proc/vmstat").open(encoding="ascii") as file:
+            for line in file:
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+    except OSError:
+        return 0  # not told on this kernel
+    return 0
+
+
+def _proportional_mb(pid: int) -> float:
+    try:
+        with Path(f"/proc/{pid}/smaps_rollup").open(encoding="ascii") as file:
+            for line in file:
+                if line.startswith("Pss:"):
+                    return int(line.split()[1]) / 1024
+    except OSError:
+        return 0.0  # it has just ended
+    return 0.0
