@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hpcnb.cluster.cell_run import CellRun
+from hpcnb.cluster.result import RankExit
 from hpcnb.core import messages as m
 from hpcnb.core import watch
 from hpcnb.core.grouping import Item
@@ -33,7 +34,8 @@ def reply(rank, **changes):
     fields = {
         "cell": 5, "rank": rank, "ok": True, "start_ns": 10 + rank, "end_ns": 20 + rank,
         "value": "", "has_value": False,
-        "value_shown": False, "value_pickle": b"", "value_problem": "", "error": None, "notices": [], **changes,
+        "value_shown": False, "value_pickle": b"", "value_problem": "", "error": None, "notices": [],
+        "is_broken": False, **changes,
     }  # fmt: skip
     return [fields[name] for name in m.names_of(m.CellReply(**fields))]
 
@@ -45,6 +47,10 @@ def done(*replies, **changes):
 
 def output(ranks, *entries, cell=5):
     return m.Output(cell, [[RankSet(ranks), [list(entry) for entry in entries]]])
+
+
+def rank_exited(rank, *, status=-9, last_lines=(), was_in="", memory_mb=0.0, was_out_of_memory=False):
+    return m.RankExited(rank, 4242, status, list(last_lines), False, was_in, memory_mb, was_out_of_memory)
 
 
 def finish(run):
@@ -140,26 +146,28 @@ def test_a_rich_value_is_shown_once(run):
 
 
 def test_a_rank_that_dies(run):
-    exited = m.RankExited(1, 4242, -9, ["last words"], False)
+    exited = rank_exited(1, last_lines=["last words"], was_in="all_reduce #1 (4 B)", memory_mb=20.0)
     assert feed(run, exited) == []
-    assert feed(run, m.RankExited(3, 4243, -9, [], False)) == []  # not in this cell
+    assert feed(run, rank_exited(3)) == []  # not in this cell
     assert feed(run, done(reply(0), reply(2))) == [watch.CellEnds(RankSet())]
     result = finish(run)
     assert result.exits == {1: -9}
-    assert result.exit_lines == {1: ["last words"]}
+    assert result.exit_details == {1: RankExit(-9, ["last words"], "all_reduce #1 (4 B)", 20.0)}
+    assert result.is_broken
     assert run.watch.exited == RankSet([1])
     assert "rank 1 of 4 was ended by SIGKILL" in result.failure_text()
 
 
 def test_a_rank_that_dies_after_its_answer_is_not_a_failure_of_this_cell():
     run = CellRun(5, "cell 5", ALL, 3)
-    feed(run, done(*map(reply, range(3))), m.RankExited(1, 4242, -9, [], False))
+    feed(run, done(*map(reply, range(3))), rank_exited(1))
     assert finish(run).ok
 
 
 def test_an_interrupt_and_a_rank_that_stays_busy(run):
-    assert run.tell(watch.InterruptAsked()) == [watch.InterruptRanks(ALL), watch.StartGrace()]
-    assert run.tell(watch.GraceOver()) == [watch.CellEnds(ALL)]
+    assert run.tell(watch.InterruptAsked(10.0)) == [watch.StopAtBoundary(ALL)]
+    assert feed(run, m.BoundaryAsked(5, False)) == [watch.InterruptRanks(ALL)]
+    assert run.tell(watch.Tick(13.0))[-1] == watch.CellEnds(ALL)
     result = finish(run)
     assert result.interrupted
     assert result.busy == ALL

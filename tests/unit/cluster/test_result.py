@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from hpcnb.cluster.result import CellResult, RankError
+from hpcnb.cluster.result import CellResult, RankError, RankExit
 from hpcnb.core.errors import CellFailed, CellInterrupted, CellTimeout, TransferError
 from hpcnb.core.ranks import RankSet
 
@@ -20,6 +20,10 @@ def error(ename="ValueError", evalue="bad shard", *, key=None, **changes):
 
 def result(**changes):
     return CellResult(3, "cell 3", RankSet.all(4), 4, **changes)
+
+
+def exits(details):
+    return {"exits": {rank: each.status for rank, each in details.items()}, "exit_details": details}
 
 
 def test_equal_errors_are_told_once_with_their_ranks():
@@ -76,7 +80,7 @@ def test_an_interrupt_needs_no_traceback():
     ],
 )
 def test_deaths(status, words):
-    ended = result(exits={2: status}, exit_lines={2: ["double free", "core dumped"]})
+    ended = result(**exits({2: RankExit(status, ["double free", "core dumped"])}))
     assert ended.failure_text() == f"{words}\n      double free\n      core dumped"
     assert not ended.ok
 
@@ -94,7 +98,7 @@ def test_ranks_that_do_not_answer():
 
 def test_everything_at_once():
     text = result(
-        errors={0: error()}, exits={3: -9, 2: 1}, busy=RankSet([1]), timeout_s=2.5, interrupted=False
+        errors={0: error()}, **exits({3: RankExit(-9), 2: RankExit(1)}), busy=RankSet([1]), timeout_s=2.5
     ).failure_text()  # fmt: skip
     beginnings = [paragraph.split("\n")[0] for paragraph in text.split("\n\n")]
     assert beginnings == [
@@ -111,7 +115,7 @@ def test_everything_at_once():
     ("changes", "kind", "words"),
     [
         ({"errors": {0: error()}}, CellFailed, "rank 0 of 4 raised"),
-        ({"exits": {0: -9}}, CellFailed, "SIGKILL"),
+        (exits({0: RankExit(-9)}), CellFailed, "SIGKILL"),
         ({"busy": RankSet([0])}, CellFailed, "did not answer"),
         ({"interrupted": True}, CellInterrupted, "cell 3 was interrupted"),
         ({"interrupted": True, "errors": {0: error("KeyboardInterrupt", "")}}, CellInterrupted, "KeyboardInterrupt"),

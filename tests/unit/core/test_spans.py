@@ -158,8 +158,10 @@ def test_what_the_main_thread_does():
     reader = RingReader(memory)
     assert not reader.state().in_communication
     name, group, source = (writer.intern(text) for text in ("all_reduce", "dp", "cell 3"))
-    writer.enter_communication(name, group, 17, 6, source, 4096, 123_456_789)
-    assert reader.state() == RankState(True, "all_reduce", "dp", 17, 6, "cell 3", 4096, 123_456_789)
+    writer.enter_communication(name, group, 17, 6, source, 4096, 123_456_789, 5648, 3 << 40 | 17, -1)
+    assert reader.state() == RankState(
+        True, "all_reduce", "dp", 17, 6, "cell 3", 4096, 123_456_789, 5648, 3 << 40 | 17, -1
+    )  # fmt: skip
     writer.leave_communication()
     assert not reader.state().in_communication
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import threading
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -305,11 +306,64 @@ def test_lines_are_those_of_the_cell(rank):
     def library(function):
         return function()
 
-    source = "\n\nspan = recorder.begin(2, 'x')\ndef f():\n    return issue(1)\noperation = library(f)\n"
-    names = {"recorder": rank.recorder, "issue": rank.issue, "library": library}
+    source = "\n\nspan = recorder.begin(2, 'x')\ndef f():\n    return place(1)\nplace_of_call = library(f)\n"
+    names = {"recorder": rank.recorder, "place": rank.recorder.place, "library": library}
     rank.recorder.begin_cell(3)
     exec(compile(source, "<cell 3>", "exec"), names)
     assert (names["span"].line, rank.string(names["span"].source)) == (3, "cell 3")
-    assert (names["operation"].line, rank.string(names["operation"].source)) == (5, "cell 3")
-    outside = rank.issue(1)
-    assert (outside.line, rank.string(outside.source)) == (0, "")
+    line, text = names["place_of_call"]
+    assert (line, rank.string(text)) == (5, "cell 3")
+    assert rank.recorder.place(1) == (0, 0)
+
+
+def test_a_recorder_that_is_off_still_says_what_the_rank_is_in(monkeypatch):
+    rank = Rank(enabled=False)
+    monkeypatch.setattr(recorder_module, "perf_counter_ns", lambda: rank.now)
+    rank.at(0).begin_cell(1)
+    operation = rank.issue(10)
+    began = rank.at(12).begin_wait(operation)
+    assert rank.reader.state()[:4] == (True, "all_reduce", "dp", 1)
+    rank.at(30).end_wait(operation, began)
+    assert not rank.reader.state().in_communication
+    assert (operation.wait_start_ns, operation.wait_end_ns) == (12, 30)
+    rank.at(40).end_cell()
+    assert rank.records() == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "channel", "found"),
+    [
+        (Kind.COLLECTIVE, None, (-1, 7, -1)),
+        (Kind.COLLECTIVE, SimpleNamespace(at=3000), (3000, 7, -1)),  # the peer is a root: it concerns the whole group
+        (Kind.POINT_TO_POINT, SimpleNamespace(at=3000), (3000, 7, 5)),
+    ],
+)
+def test_where_the_board_tells_of_an_operation(rank, kind, channel, found):
+    rank.at(0).begin_cell(1)
+    operation = rank.issue(1)
+    operation.kind, operation.channel, operation.stamp, operation.peer = kind, channel, 7, 5
+    rank.recorder.begin_wait(operation)
+    state = rank.reader.state()
+    assert (state.channel, state.stamp, state.peer) == found
+
+
+def test_operations_in_words(rank):
+    operation = rank.issue(1, sequence=17)
+    assert rank.recorder.words(operation) == "all_reduce #17 (4.1 kB)"
+    operation.line = 6
+    assert rank.recorder.words(operation) == "all_reduce #17 (4.1 kB, line 6)"
+
+
+def test_what_ddp_waited_for_is_told(rank):
+    recorder = rank.recorder
+    assert recorder.last_wait() == ("", 0.0)
+    recorder.begin_cell(1)
+    backward, _ = recorder.backward(11)
+    assert recorder.last_wait() == ("", 0.0)
+    for number in (1, 2):
+        bucket = rank.issue(number, flags=Flag.FUTURE, sequence=number)
+        bucket.backward, bucket.stamp = backward, number
+        backward.operations.add(bucket)
+    rank.at(1_000_000_000).backward_ended(backward)
+    rank.now = 3_500_000_000
+    assert recorder.last_wait() == ("all_reduce #2 (4.1 kB)", 2.5)

@@ -20,7 +20,7 @@ READY = RankReady(3, 1, "n1", "cpu", {})
 @pytest.fixture
 def process(tmp_path):
     (tmp_path / "cells").mkdir()
-    process = RankProcess(3, RunFolder(tmp_path))
+    process = RankProcess(3, RunFolder(tmp_path), memoryview(mmap.mmap(-1, ring_bytes(8))))
     yield process
     process.close()
 
@@ -40,9 +40,8 @@ def pipes(process):
 
 @pytest.fixture
 def ring(process):
-    memory = mmap.mmap(-1, ring_bytes(8))
-    writer = RingWriter(memory, 8)
-    process._ring = RingReader(memory)
+    writer = RingWriter(process.memory, 8)
+    process._ring = RingReader(process.memory)
     return writer
 
 
@@ -161,9 +160,9 @@ def test_what_it_does_in_words(process, ring):
     process.begin_cell(7, 10, 10)
     assert process.state() == "runs cell 7"
     name, group = ring.intern("all_reduce"), ring.intern("dp")
-    ring.enter_communication(name, group, 17, 6, 0, 4096, 0)
+    ring.enter_communication(name, group, 17, 6, 0, 4096, 0, -1, 0, -1)
     assert process.state() == "in all_reduce #17 of dp (4,096 B, line 6)"
-    ring.enter_communication(name, group, 18, 0, 0, 8, 0)
+    ring.enter_communication(name, group, 18, 0, 0, 8, 0, -1, 0, -1)
     assert process.state() == "in all_reduce #18 of dp (8 B)"
     ring.leave_communication()
     process.end_cell()

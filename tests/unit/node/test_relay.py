@@ -57,7 +57,9 @@ class Relayed:
         self.relay.begin(m.RunCell(cell, RankSet(ranks), "", f"cell {cell}", 1, False, 100, 1000))
 
     def reply(self, cell, rank):
-        self.relay.hear(self.ranks[rank], m.CellReply(cell, rank, True, 0, 1, "", False, False, b"", "", None, []))
+        self.relay.hear(
+            self.ranks[rank], m.CellReply(cell, rank, True, 0, 1, "", False, False, b"", "", None, [], False)
+        )
 
     def print(self, cell, rank, text):
         self.relay.hear(self.ranks[rank], m.Text(cell, "stdout", text))

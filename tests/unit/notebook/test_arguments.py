@@ -78,6 +78,10 @@ def test_start_lines():
         ("check 3x", r"'3x' is no Python name; for example  %hpc check model"),
         ("check model --axes dp", r"no option '--axes' \(did you mean --axis\?\)"),
         ("check --axis", r"--axis needs a value: mesh axis along which"),
+        ("restart-rank two", r"%hpc restart-rank two: a rank is a number, for example  %hpc restart-rank 0"),
+        ("restart-rank 1 -2", r"%hpc restart-rank has no option '-2'; write  %hpc restart-rank \[RANK \.\.\.\]"),
+        ("recover all", r"%hpc recover does not take 'all'; write  %hpc recover$"),
+        ("interrupt 2", r"%hpc interrupt does not take '2'"),
     ],
 )
 def test_bad_hpc_lines(line, words):
@@ -91,6 +95,19 @@ def test_check_lines():
         ("model", "trainer.optimizer"), axis="tp", rng=True, on="~2"
     )
     assert parse_hpc("debug 1").words == ("1",)
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("recover", ()),
+        ("interrupt", ()),
+        ("restart-rank", ()),
+        ("restart-rank 2", ("2",)),
+        ("restart-rank 0 3", ("0", "3")),
+    ],
+)
+def test_verbs_after_a_failure(line, words):
+    parsed = parse_hpc(line)
+    assert (parsed.verb, parsed.words) == (line.split()[0], words)
 
 
 def test_help_is_complete():

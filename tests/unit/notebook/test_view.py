@@ -23,7 +23,7 @@ def done(run, values=None, notices=()):
     for rank in run.watch.running:
         value = (values or {}).get(rank)
         reply = m.CellReply(
-            1, rank, True, 1000, 2000, value or "", value is not None, False, b"", "", None, list(notices)
+            1, rank, True, 1000, 2000, value or "", value is not None, False, b"", "", None, list(notices), False
         )
         replies.append([getattr(reply, name) for name in m.names_of(reply)])
     run.feed(m.CellDone(1, replies, {}, {}, {}))
