@@ -95,6 +95,8 @@ def test_check_lines():
         ("model", "trainer.optimizer"), axis="tp", rng=True, on="~2"
     )
     assert parse_hpc("debug 1").words == ("1",)
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
