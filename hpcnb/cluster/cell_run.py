@@ -117,7 +117,7 @@ class CellRun:
             case m.Output():
                 for ranks, entries in message.entries:
                     for kind, text in entries:
-                        self._say(ranks, kind, text)
+                        self.say(ranks, kind, text)
             case m.Display():
                 self._show(message)
             case m.Clear():
@@ -187,7 +187,8 @@ class CellRun:
             self._grouper.clear(cleared)
             self.changed = True
 
-    def _say(self, ranks: RankSet, kind: str, text: str) -> None:
+    def say(self, ranks: RankSet, kind: str, text: str) -> None:
+        """These ranks said something next."""
         self._clear(ranks)
         self._grouper.add(ranks, kind, text)
         for rank in ranks:

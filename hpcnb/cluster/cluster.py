@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from hpcnb.cluster import machine, recovery, waiting
+from hpcnb.cluster import asking, check, machine, recovery, waiting
 from hpcnb.cluster.cell_run import CellRequest, CellRun, CellView
 from hpcnb.cluster.launchers import local
 from hpcnb.cluster.node import Node
 from hpcnb.cluster.result import CellResult
-from hpcnb.core import lifecycle, watch
+from hpcnb.core import lifecycle, replicas, watch
 from hpcnb.core import messages as m
 from hpcnb.core.errors import ClusterStateError, LaunchError, OptionError, TransferError
 from hpcnb.core.launch import IDLE_TIMEOUT_S, RunFolder
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import ipyparallel as ipp
     from typing_extensions import Self
 
+    from hpcnb.cluster.check import CheckResult
     from hpcnb.timing.timeline import Timeline
 
 __all__ = ["Cluster", "current", "starting"]
@@ -523,6 +524,62 @@ class Cluster:
         self._is_broken = bool(self._exited)
         return took_s
 
+    def debug(self, rank: int, *, ask: Callable[[str], str] | None = None, view: CellView | None = None) -> CellResult:
+        """Open pdb on the last failure of a rank, at its innermost frame; returns when it has been left.
+
+        Args:
+            rank: Global rank.
+            ask: Called with each prompt, returns the command; by default ``input``.
+            view: Shows the conversation instead, and asks; see :class:`hpcnb.cluster.asking.Asks`.
+
+        Raises:
+            OptionError: No such rank.
+            CellFailed: No cell has failed on that rank, or nobody can be asked.
+            ClusterStateError: The rank is dead or busy.
+        """
+        self._check_rank(rank)
+        shown = asking.Conversation(ask or input) if view is None else view
+        result = self._aside(m.Debug, on=str(rank), label=f"debug of rank {rank}", view=shown)
+        result.raise_for_errors()
+        return result
+
+    def check(self, *names: str, axis: str | None = None, rng: bool = False, on: str = "all") -> CheckResult:
+        """Compare what ranks hold under these names, bit by bit; no collective, so it works when groups are broken.
+
+        Args:
+            names: Modules, optimizers, tensors, dicts and lists of those, also as attributes (``trainer.model``);
+                without names all modules and optimizers.
+            axis: Mesh axis along which ranks should agree; by default ``dp`` if the mesh has it, else all ranks.
+            rng: Compare also the states of the random number generators.
+            on: Rank selection.
+
+        Returns:
+            What was compared: true if all agree, and it prints what differs.
+
+        Raises:
+            MeshError: The mesh has no such axis.
+            OptionError: No rank has anything of that name.
+            CellFailed: A name holds what cannot be compared.
+            ClusterStateError: A rank is dead or busy.
+        """
+        replicas.default_axis(self.mesh, axis)
+        result = self._aside(lambda cell, ranks: m.Check(cell, ranks, list(names), rng), on=on, label="check")
+        result.raise_for_errors()
+        return check.compared(result.pickles, self.mesh, names, axis)
+
+    def _aside(
+        self, make: Callable[[int, RankSet], m.Message], *, on: str, label: str, view: CellView | None = None
+    ) -> CellResult:
+        """Run what is no cell of the person's: the last result and the timeline stay those of their cells."""
+        ranks = select(on, self.selection_context(slowest="slowest" in on))
+        with self._on_ranks(make, ranks, timeout_s=None, view=view, label=label) as pending:
+            pending.wait()
+        if view is not None:
+            view.finish(pending.run, pending.result)
+        if pending.run.signalled:
+            raise KeyboardInterrupt
+        return pending.result
+
     def recording(self, *, enabled: bool) -> None:
         """Switch the recorder of all ranks on or off; off, cells have a breakdown without communication."""
         self.serve(
@@ -552,10 +609,14 @@ class Cluster:
 
     def logs(self, rank: int | None = None) -> str:
         """What a rank wrote outside of cells; without a rank, the log of the agent."""
-        if rank is not None and not 0 <= rank < self.world_size:
+        if rank is not None:
+            self._check_rank(rank)
+        return str(self._running_node().ask("logs", -1 if rank is None else rank))
+
+    def _check_rank(self, rank: int) -> None:
+        if not 0 <= rank < self.world_size:
             msg = f"no rank {rank}; the cluster has ranks 0-{self.world_size - 1}"
             raise OptionError(msg)
-        return str(self._running_node().ask("logs", -1 if rank is None else rank))
 
     def timeline(self) -> Timeline:
         """Spans of the cells so far, the last 200 at most."""

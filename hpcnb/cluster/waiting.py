@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from hpcnb.cluster import asking
 from hpcnb.core import lifecycle, watch
 from hpcnb.core import messages as m
 from hpcnb.core.errors import LaunchError, LinkError, VersionMismatch
@@ -33,10 +34,14 @@ class Inbox:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[m.Message | watch.Event] = queue.SimpleQueue()
         self._arrived: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        #: Told of what is put, on the thread that puts it, while whoever takes is busy asking a person.
+        self.on_put: Callable[[m.Message | watch.Event], None] | None = None
 
     def put(self, message: m.Message | watch.Event) -> None:
         """Something arrived."""
         self._queue.put(message)
+        if (told := self.on_put) is not None:
+            told(message)
         if (arrived := self._arrived) is not None:
             loop, event = arrived
             loop.call_soon_threadsafe(event.set)
@@ -179,6 +184,7 @@ class CellWait:
         self._inbox = inbox
         self._view = view
         self._deadline_s = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+        self._asker = asking.Asker(run, node, inbox, view)
 
     def wait(self) -> None:
         """Block until the watch ends the cell.
@@ -206,6 +212,7 @@ class CellWait:
             raise LinkError(msg)
         else:
             actions = self.run.feed(message) if isinstance(message, m.Message) else self.run.tell(message)
+        self._deadline_s += self._asker.step(message)  # who waits for a person does not use up the cell's time
         now_s = time.monotonic()
         if now_s > self._deadline_s:
             self._deadline_s = float("inf")

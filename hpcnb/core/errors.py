@@ -18,6 +18,8 @@
     +-- CollectiveError        on a rank: a communication operation that cannot be completed
     |   +-- CollectiveAborted  ... since a rank that takes part will not come; groups are built again after the cell
     |   +-- CollectiveMismatch ... since ranks called different operations
+    +-- DebuggerQuit           breakpoint() was left with q: the cell ends on that rank
+    +-- ReplicasDiffer         ranks that should hold equal numbers do not
     +-- TransferError          a value that cannot travel between notebook and ranks
     +-- TimelineError          spans that cannot be read or drawn
 
@@ -34,12 +36,14 @@ __all__ = [
     "CollectiveAborted",
     "CollectiveError",
     "CollectiveMismatch",
+    "DebuggerQuit",
     "HpcnbError",
     "LaunchError",
     "LinkError",
     "MagicError",
     "MeshError",
     "OptionError",
+    "ReplicasDiffer",
     "SelectionError",
     "TimelineError",
     "TransferError",
@@ -125,6 +129,14 @@ class CollectiveAborted(CollectiveError):
 
 class CollectiveMismatch(CollectiveError):
     """Ranks of a group called different operations, or the same with different sizes, types or roots."""
+
+
+class DebuggerQuit(HpcnbError, RuntimeError):
+    """A debugger was left without running on, so the cell ended on that rank. Raised on ranks."""
+
+
+class ReplicasDiffer(HpcnbError, AssertionError):
+    """Ranks that should hold equal numbers do not; names the first that differs. Raised on ranks."""
 
 
 class TransferError(HpcnbError, TypeError):

@@ -316,6 +316,35 @@ class Recording(Message):
 
 
 @_message
+class Debug(Message):
+    """Open the debugger on the last failure of these ranks; answered like a cell when it is left."""
+
+    cell: int
+    ranks: RankSet
+
+
+@_message
+class Check(Message):
+    """Digest objects of these ranks by name; answered like a cell, value a pickled list of Digest."""
+
+    cell: int
+    ranks: RankSet
+    names: list[str]  # empty: all modules and optimizers
+    rng: bool
+
+
+@_message
+class InputReply(Message):
+    """What a person typed, for the link thread of the rank that asked."""
+
+    cell: int
+    rank: int
+    request: int
+    text: str
+    ended: str  # "" or why there is no text: "EOFError", "KeyboardInterrupt", or words
+
+
+@_message
 class Ask(Message):
     """A question that the agent answers itself (Answer), also while ranks are busy."""
 
@@ -415,6 +444,28 @@ class CellDone(Message):
     spans: dict[int, bytes]  # records of each rank, SPAN each
     strings: dict[int, list[str]]
     spans_lost: dict[int, int]
+
+
+# --- rank -> agent -> notebook --------------------------------------------------------------------------------
+
+
+@_message
+class InputRequest(Message):
+    """A rank waits for a line of text; the output before it has been sent. Answered by InputReply."""
+
+    cell: int
+    rank: int
+    request: int  # number of the request on this rank: a late answer to an earlier one is told apart
+    prompt: str
+    in_debugger: bool  # it stays in a debugger until DebuggerLeft, or its reply
+
+
+@_message
+class DebuggerLeft(Message):
+    """A rank that asked from a debugger runs on."""
+
+    cell: int
+    rank: int
 
 
 # --- agent <-> rank -----------------------------------------------------------------------------------------

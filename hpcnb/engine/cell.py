@@ -16,6 +16,8 @@ import cloudpickle
 from hpcnb.core.messages import (
     CallFunction,
     CellReply,
+    Check,
+    Debug,
     FrameReader,
     ListGroups,
     Message,
@@ -25,7 +27,7 @@ from hpcnb.core.messages import (
     Recording,
     RunCell,
 )
-from hpcnb.engine import failure, process_group, wrappers
+from hpcnb.engine import failure, process_group, replicas, wrappers
 from hpcnb.engine.display import LastValue, LinkDisplay
 from hpcnb.engine.source import CellSource, ends_with_semicolon
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
     from hpcnb.engine.boundary import Boundary
+    from hpcnb.engine.debugger import Debugger
     from hpcnb.engine.guard import Guard
     from hpcnb.engine.interrupts import Interrupts
     from hpcnb.engine.link import RankLink
@@ -59,6 +62,7 @@ class CellRunner:
         boundary: Of this rank.
         interrupts: Of this rank.
         names: What every cell finds in its namespace: rank, world_size, local_rank, device, mesh, hpc.
+        debugger: Of this rank.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a rank is made of, made in main.py
@@ -72,6 +76,7 @@ class CellRunner:
         boundary: Boundary,
         interrupts: Interrupts,
         names: dict[str, Any],
+        debugger: Debugger,
     ) -> None:
         self._rank = rank
         self._shell = shell
@@ -82,6 +87,7 @@ class CellRunner:
         self._boundary = boundary
         self._interrupts = interrupts
         self._names = names
+        self._debugger = debugger
         self._rebound: set[str] = set()
         self._reader = FrameReader()
         self._queue: deque[Message] = deque()
@@ -116,6 +122,10 @@ class CellRunner:
                 self._run(message.cell, lambda message=message: self._rebuild(message))  # type: ignore[misc]
             elif isinstance(message, ListGroups):
                 self._run(message.cell, self._list_groups)
+            elif isinstance(message, Debug):
+                self._run(message.cell, self._debug, keep=False)
+            elif isinstance(message, Check):
+                self._run(message.cell, lambda message=message: self._check(message), keep=False)  # type: ignore[misc]
             elif isinstance(message, Recording):
                 self._recorder.enabled = message.enabled
                 self._run(message.cell, _Outcome)
@@ -137,7 +147,7 @@ class CellRunner:
 
     # --- one cell -------------------------------------------------------------------------------------------
 
-    def _run(self, cell: int, body: Callable[[], _Outcome]) -> None:
+    def _run(self, cell: int, body: Callable[[], _Outcome], *, keep: bool = True) -> None:
         start_ns = self._enter(cell)
         outcome: _Outcome | None = None
         try:
@@ -150,6 +160,9 @@ class CellRunner:
         except KeyboardInterrupt as error:  # between two lines above
             self._interrupts.end()
             outcome = outcome or _Outcome(error=error)
+        self._debugger.end()
+        if keep:
+            self._debugger.keep(outcome.error)
         self._leave(cell, start_ns, outcome)
 
     async def _run_awaiting(self, message: RunCell) -> None:
@@ -168,6 +181,8 @@ class CellRunner:
             self._interrupts.end()
         if self._interrupts.cancelled and isinstance(outcome.error, asyncio.CancelledError):
             outcome.error = KeyboardInterrupt().with_traceback(outcome.error.__traceback__)
+        self._debugger.end()
+        self._debugger.keep(outcome.error)
         self._leave(message.cell, start_ns, outcome)
 
     def _enter(self, cell: int) -> int:
@@ -280,6 +295,16 @@ class CellRunner:
     def _list_groups() -> _Outcome:
         outcome = _Outcome(has_value=True)
         outcome.pickled, outcome.problem = _pickle(process_group.list_groups())
+        return outcome
+
+    def _debug(self) -> _Outcome:
+        self._debugger.post_mortem()
+        return _Outcome()
+
+    def _check(self, message: Check) -> _Outcome:
+        outcome = _Outcome()
+        digests = replicas.named_digests(self._shell.user_ns, message.names, rng=message.rng)
+        outcome.pickled, outcome.problem = _pickle(digests)
         return outcome
 
     def _send_clear(self, wait: bool) -> None:  # noqa: FBT001 - IPython's order

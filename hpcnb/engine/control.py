@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hpcnb.core.messages import InterruptCell, LookAtRank, Message, ReleaseRank, Seen, Shutdown
+from hpcnb.core.messages import InputReply, InterruptCell, LookAtRank, Message, ReleaseRank, Seen, Shutdown
 from hpcnb.engine import process_group
 from hpcnb.engine.failure import is_ours
 from hpcnb.engine.recorder import CELL_FILE_PREFIX
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hpcnb.engine.guard import Guard
     from hpcnb.engine.interrupts import Interrupts
     from hpcnb.engine.link import RankLink
+    from hpcnb.engine.prompter import Prompter
 
 __all__ = ["Control"]
 
@@ -35,16 +36,25 @@ class Control:
         link: To the agent.
         guard: Of this rank.
         interrupts: Of this rank.
+        prompter: Of this rank.
         end: Ends the rank.
     """
 
     def __init__(
-        self, rank: int, link: RankLink, guard: Guard, interrupts: Interrupts, *, end: Callable[[], None]
+        self,
+        rank: int,
+        link: RankLink,
+        guard: Guard,
+        interrupts: Interrupts,
+        prompter: Prompter,
+        *,
+        end: Callable[[], None],
     ) -> None:
         self._rank = rank
         self._link = link
         self._guard = guard
         self._interrupts = interrupts
+        self._prompter = prompter
         self._end = end
         self._main_thread = threading.main_thread().ident or 0
 
@@ -52,6 +62,8 @@ class Control:
         """A message for the link thread."""
         if isinstance(message, InterruptCell):
             self._interrupts.interrupt(message.cell)
+        elif isinstance(message, InputReply):
+            self._prompter.answer(message)
         elif isinstance(message, ReleaseRank):
             release = process_group.release_groups()
             self._guard.break_groups(message.reason, mismatch=message.mismatch)

@@ -13,7 +13,7 @@ from typing import Any
 
 import IPython
 
-from hpcnb.core.errors import CollectiveError
+from hpcnb.core.errors import CollectiveError, HpcnbError
 from hpcnb.engine.recorder import CELL_FILE_PREFIX
 
 __all__ = ["describe", "is_ours"]
@@ -43,6 +43,8 @@ def describe(error: BaseException) -> dict[str, Any]:
     _clean(summary)
     cell, line, code = _cell_position(error, summary)
     text = _CELL_FILE.sub(lambda match: f"C{match[1][1:]}, line {match[2]}", "".join(summary.format())).rstrip()
+    # errors of ours say what to do; one line of cell code, which ``line`` and ``code`` tell, adds nothing
+    says_all = isinstance(error, HpcnbError) and not isinstance(error, CollectiveError) and len(summary.stack) <= 1
     try:
         evalue = str(error)
     except Exception as problem:  # noqa: BLE001 - a broken __str__ is the user's; the error itself must still be told
@@ -53,7 +55,7 @@ def describe(error: BaseException) -> dict[str, Any]:
         "cell": cell,
         "line": line,
         "code": code,
-        "traceback": text,
+        "traceback": "" if says_all else text,
         "key": _ADDRESS.sub("0x", text),
         **({"operation": error.operation, "waited_s": error.waited_s} if isinstance(error, CollectiveError) else {}),
     }

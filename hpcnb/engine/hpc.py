@@ -1,8 +1,9 @@
-"""``hpc``, the object that every cell finds: spans, progress, barrier, and where this rank is."""
+"""``hpc``, the object that every cell finds: spans, progress, collectives of ours, and where this rank is."""
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from time import perf_counter
 from types import TracebackType
@@ -10,8 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch.distributed as dist
 
+from hpcnb.core.errors import OptionError
 from hpcnb.core.messages import RankProgress
 from hpcnb.core.spans import Kind
+from hpcnb.engine import replicas
+from hpcnb.engine import resync as resyncing
 
 if TYPE_CHECKING:
     import torch
@@ -86,9 +90,12 @@ class Hpc:
         self._boundary = boundary
         self._bars_of_cell = 0
         self._num_bars = 0
+        #: Whether this process took the place of a rank that died: it lacks what cells have computed, until resync.
+        self._is_replacement = False
 
     def __repr__(self) -> str:
-        return f"<hpc: rank {self.rank} of {self.world_size} on {self.device}; span, progress, barrier>"
+        offers = "span, progress, barrier, check_same, resync"
+        return f"<hpc: rank {self.rank} of {self.world_size} on {self.device}; {offers}>"
 
     def span(self, name: str) -> _Span:
         """A named interval in the timeline: ``with hpc.span("load"): ...`` or ``@hpc.span("load")``.
@@ -159,3 +166,71 @@ class Hpc:
         Blocks: until the slowest rank arrives.
         """
         dist.barrier()
+
+    def check_same(self, *objects: object, axis: str | None = None, rng: bool = False) -> str:
+        """Check that ranks hold the same numbers, bit by bit.
+
+        Hashes travel, not tensors; NaNs with equal bits are equal. Tensors on a mesh (DTensor) are compared along
+        the axes where they are replicated.
+
+        Args:
+            objects: Modules (parameters and buffers), optimizers, tensors, arrays, dicts and lists of those.
+            axis: Mesh axis along which ranks should agree; by default ``dp`` if the mesh has it, else all ranks.
+            rng: Compare also the states of the random number generators of python, numpy and torch.
+
+        Returns:
+            What was compared, in words.
+
+        Ranks: collective over axis ``axis``; over all ranks if none is given.
+        Blocks: until the slowest rank has hashed its tensors.
+
+        Raises:
+            ReplicasDiffer: On all ranks of the collective; names the first that differs, with ranks and the largest
+                absolute difference.
+            MeshError: The mesh has no such axis.
+            OptionError: An object that cannot be compared, or nothing to compare.
+        """
+        if not objects and not rng:
+            msg = "hpc.check_same() compares what it is given, for example hpc.check_same(model, optimizer)"
+            raise OptionError(msg)
+        return replicas.check_same(objects, _names_of_caller(), self.mesh, axis=axis, rng=rng)
+
+    def resync(self, *objects: object, axis: str | None = None, source: int | None = None, rng: bool = True) -> str:
+        """Bring parameters, buffers, optimizer state and random number states from one rank to its peers.
+
+        Tensors are written in place and stay the objects they are; gradients are not brought. An optimizer that has
+        no state yet gets it.
+
+        Args:
+            objects: Modules (also in DistributedDataParallel), optimizers, schedulers, tensors, dicts and lists of
+                those: the same on all ranks.
+            axis: Mesh axis of the group; by default ``dp`` if the mesh has it, else all ranks.
+            source: Rank that is copied; by default the lowest of the group that is no replacement.
+            rng: Bring the generator states of python, numpy and torch to ranks that are new or differ.
+
+        Returns:
+            What was brought, in words: number of tensors, bytes, from which rank.
+
+        Ranks: collective over axis ``axis``, with the same objects in the same order.
+        Blocks: until all of it has arrived everywhere.
+
+        Raises:
+            OptionError: Nothing to bring, no rank to take it from, pieces of a sharded tensor, or other names or
+                shapes on some rank; on all ranks of the group, before anything has been changed.
+            MeshError: The mesh has no such axis.
+        """
+        if not objects:
+            msg = "hpc.resync() brings what it is given, for example hpc.resync(model, optimizer)"
+            raise OptionError(msg)
+        brought = resyncing.resync(
+            objects, _names_of_caller(), self.mesh, axis=axis, source=source, rng=rng,
+            is_replacement=self._is_replacement,
+        )  # fmt: skip
+        self._is_replacement = False
+        return brought
+
+
+def _names_of_caller() -> dict[str, object]:
+    """Names in the code that called a method of ours: what a person calls the objects."""
+    frame = sys._getframe(2)
+    return {**frame.f_globals, **frame.f_locals}

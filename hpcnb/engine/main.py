@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import builtins
 import datetime
 import faulthandler
 import gc
@@ -34,12 +33,14 @@ from hpcnb.engine import devices, process_group
 from hpcnb.engine.boundary import Boundary
 from hpcnb.engine.cell import CellRunner
 from hpcnb.engine.control import Control
+from hpcnb.engine.debugger import Debugger
 from hpcnb.engine.group_store import GroupStore
 from hpcnb.engine.guard import Guard
 from hpcnb.engine.hpc import Hpc
 from hpcnb.engine.interrupts import Interrupts
 from hpcnb.engine.ipp import Engine
 from hpcnb.engine.link import RankLink
+from hpcnb.engine.prompter import Prompter
 from hpcnb.engine.recorder import Recorder
 from hpcnb.engine.streams import LinkStream
 
@@ -90,6 +91,7 @@ def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder, memory: mmap.mm
     boundary = Boundary(board, seat.rank)
     mesh = _join_group(seat, spec, device, recorder, guard)
     hpc = Hpc(seat.rank, spec.world_size, seat.local_rank, device, mesh, recorder, link, boundary)
+    hpc._is_replacement = seat.is_replacement
     names = {
         "rank": seat.rank,
         "world_size": spec.world_size,
@@ -117,11 +119,17 @@ def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder, memory: mmap.mm
         )
         sys.stdout, sys.stderr = streams
         _prepare_shell(engine.kernel.shell)
-        runner = CellRunner(seat.rank, engine.kernel.shell, link, streams, recorder, guard, boundary, interrupts, names)
+        prompter = Prompter(seat.rank, link, streams, lambda: recorder.cell)
+        prompter.install()
+        debugger = Debugger(seat.rank, link, prompter, streams[0], lambda: recorder.cell)
+        debugger.install()
+        runner = CellRunner(
+            seat.rank, engine.kernel.shell, link, streams, recorder, guard, boundary, interrupts, names, debugger
+        )
         interrupts.install()  # the engine ignores SIGINT from here on; cells shall not
         loop = engine.loop.asyncio_loop
         loop.add_reader(link.cells, runner.on_readable)
-        control = Control(seat.rank, link, guard, interrupts, end=lambda: engine.loop.add_callback(_end))
+        control = Control(seat.rank, link, guard, interrupts, prompter, end=lambda: engine.loop.add_callback(_end))
         link.start(control.hear, lambda: os._exit(1))
         link.send(
             RankReady(
@@ -208,8 +216,6 @@ def _prepare_interpreter(seat: RankSeat, spec: AgentSpec) -> None:
     warnings.filterwarnings("ignore", message="To exit: use", category=UserWarning)
     # processes that a cell forks (multiprocessing, data loaders) end as any other process does
     os.register_at_fork(after_in_child=_become_plain)
-    builtins.input = _no_input
-    sys.breakpointhook = _no_breakpoint
 
 
 def _become_plain() -> None:
@@ -217,16 +223,8 @@ def _become_plain() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-
-
-def _no_input(prompt: object = "") -> str:
-    msg = f"input({prompt!r}) is not possible on ranks: ask in the notebook and give the answer to the cell"
-    raise RuntimeError(msg)
-
-
-def _no_breakpoint(*_: object, **__: object) -> None:
-    msg = "breakpoint() is not possible on ranks yet: print what you need, or use hpc.span and %hpc timing"
-    raise RuntimeError(msg)
+    Prompter.uninstall()
+    Debugger.uninstall()
 
 
 def _prepare_shell(shell: Any) -> None:

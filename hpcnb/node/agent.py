@@ -445,6 +445,10 @@ class Agent:
                 process.kill_group()
         elif isinstance(message, m.RestartRanks):
             self._restart(message)
+        elif isinstance(message, m.InputReply):
+            for process in self._chosen(RankSet([message.rank])):
+                if process.cell == message.cell:
+                    process.send_control(message)  # its main thread waits, its link thread listens
         elif isinstance(message, m.Ask):
             self._server.send(client, m.Answer(message.request, self._answer(message)))
         elif isinstance(message, m.Shutdown):

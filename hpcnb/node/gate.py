@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 __all__ = ["FloodGate", "collapse_rewrites", "size_words"]
 
@@ -51,9 +51,11 @@ class FloodGate:
         line_budget: Lines shown of a flood: two thirds head, the rest tail.
         byte_budget: Characters shown of a flood, split the same way.
         path: The file of the whole output; left only if something is not shown.
+        append: Whether the file may hold what an earlier gate of the same cell wrote.
     """
 
-    def __init__(self, line_budget: int, byte_budget: int, path: Path) -> None:
+    def __init__(self, line_budget: int, byte_budget: int, path: Path, *, append: bool = False) -> None:
+        self._mode: Literal["a", "w"] = "a" if append else "w"
         self._line_budget = line_budget
         self._byte_budget = byte_budget
         self._head_lines = max(1, line_budget * 2 // 3)
@@ -142,7 +144,7 @@ class FloodGate:
         self._tail_size = max(1, self._byte_budget - self._size - sum(self._open_size.values()))
         self._tail = deque(maxlen=max(1, self._line_budget - self._lines))
         try:
-            self._file = self._path.open("w", encoding="utf-8", errors="backslashreplace")
+            self._file = self._path.open(self._mode, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             self._file_problem = str(error)
         for piece in (*self._head, self._last[1]):
@@ -193,7 +195,8 @@ class FloodGate:
         shown = _last_part(lines, self._tail_size)
         size = sum(len(text) for _, text in shown)
         if len(lines) == num_lines and size == sum(len(line) for _, line in lines):
-            self._path.unlink(missing_ok=True)
+            if self._mode == "w":
+                self._path.unlink(missing_ok=True)
             return shown
         notice = f"{size_words(self._cut_size - size)} not shown"
         if lines_left := self._cut_lines - sum(text.count("\n") for _, text in shown):

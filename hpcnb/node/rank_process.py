@@ -56,6 +56,7 @@ class RankProcess:
     _pipes: dict[int, tuple[str, codecs.IncrementalDecoder]] = field(default_factory=dict)
     _ring: RingReader | None = None
     _gate: FloodGate | None = None
+    _budgets: tuple[int, int] = (0, 0)
     _spans: list[bytes] = field(default_factory=list)
     _spans_lost: int = 0
     _spans_cell: int = 0
@@ -179,6 +180,7 @@ class RankProcess:
     def begin_cell(self, cell: int, line_budget: int, byte_budget: int) -> None:
         """The rank is about to run a cell."""
         self.cell = self._spans_cell = cell
+        self._budgets = (line_budget, byte_budget)
         self._gate = FloodGate(line_budget, byte_budget, self.folder.flood(cell, self.rank))
         self.drain_spans()
         self._spans.clear()
@@ -199,6 +201,12 @@ class RankProcess:
     def held(self) -> tuple[int, str] | None:
         """Output that is held back: number of lines and the newest; None if all is shown."""
         return self._gate.held if self._gate is not None and self._gate.overflowed else None
+
+    def release(self) -> list[Entry]:
+        """What a flood has held back, cut as at the end of a cell; what follows has the whole budget again."""
+        entries = self._gate.finish() if self._gate is not None else []
+        self._gate = FloodGate(*self._budgets, self.folder.flood(self.cell, self.rank), append=True)
+        return entries
 
     def end_cell(self) -> list[Entry]:
         """The rank has answered: the rest of its output."""

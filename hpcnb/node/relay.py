@@ -16,7 +16,7 @@ from hpcnb.node.rank_process import RankProcess
 
 __all__ = ["CellMessage", "CellRelay"]
 
-CellMessage = m.RunCell | m.CallFunction | m.Rebuild | m.ListGroups | m.Recording
+CellMessage = m.RunCell | m.CallFunction | m.Rebuild | m.ListGroups | m.Recording | m.Debug | m.Check
 
 #: Span rings are read so often while a cell runs; they hold some seconds of records.
 _DRAIN_S = 0.25
@@ -153,6 +153,12 @@ class CellRelay:
             self.show(process, process.read_pipes())
             self._flush_output(cell)
             self._say(m.Clear(message.cell, RankSet([process.rank]), message.wait))
+        elif isinstance(message, m.InputRequest | m.DebuggerLeft):
+            self.show(process, process.read_pipes())
+            if process.held() is not None:  # a person reads what led to the question before answering it
+                cell.gather.add(process.rank, process.release(), self._clock())
+            self._flush_output(cell)
+            self._say(message)
         elif isinstance(message, m.RankProgress):
             self._progressed(cell, process.rank, message)
 

@@ -15,8 +15,8 @@ from hpcnb.core.errors import MagicError
 from hpcnb.core.launch import IDLE_TIMEOUT_S
 
 __all__ = [
-    "VERBS", "CellOptions", "StartOptions", "Verb", "VerbOptions", "cell_flags", "cell_help", "help_text", "parse_cell",
-    "parse_hpc", "verb_words",
+    "VERBS", "CellOptions", "CheckOptions", "StartOptions", "Verb", "VerbOptions", "cell_flags", "cell_help",
+    "help_text", "parse_cell", "parse_hpc", "verb_words",
 ]  # fmt: skip
 
 
@@ -44,12 +44,23 @@ class StartOptions:
 
 
 @dataclass(frozen=True)
+class CheckOptions:
+    """Options of ``%hpc check``."""
+
+    names: tuple[str, ...] = ()
+    axis: str | None = None
+    rng: bool = False
+    on: str = "all"
+
+
+@dataclass(frozen=True)
 class VerbOptions:
     """A verb of ``%hpc`` and what follows it."""
 
     verb: str
     words: tuple[str, ...] = ()
     start: StartOptions | None = None
+    check: CheckOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,11 @@ VERBS: dict[str, Verb] = {
     "recover": Verb("recover", "build the process groups again"),
     "restart-rank": Verb(
         "restart-rank [RANK ...]", "replace ranks by new processes; without a number those that died", 64
+    ),
+    "debug": Verb("debug RANK", "pdb on the last failure of a rank; breakpoint() in a cell stops there", 1),
+    "check": Verb(
+        "check [NAME ...] [--axis dp] [--rng] [--on RANKS]",
+        "compare what replicas hold, bit by bit; without names all modules and optimizers",
     ),
     "timing": Verb("timing [breakdown|timeline]", "where the time of the last cell went, as plots", 1),
     "logs": Verb("logs [RANK]", "what a rank wrote outside of cells; without a rank, the agent's log", 1),
@@ -97,6 +113,12 @@ _START_FLAGS = {
     "--threads": "OpenMP and torch threads of a rank",
     "--idle-timeout": "end the cluster so many seconds after the last notebook has gone",
     "--launcher": "who starts the ranks",
+}
+
+_CHECK_FLAGS = {
+    "--axis": "mesh axis along which ranks should hold the same; dp by default",
+    "--rng": "compare the random number generators too",
+    "--on": "ranks that are compared: 0-3,7 · ~2 · dp=0&tp=1 · all",
 }
 
 
@@ -158,6 +180,13 @@ def parse_hpc(line: str) -> VerbOptions:
         return VerbOptions("help", (verb,))
     if verb == "start":
         return VerbOptions(verb, start=_parse_start(rest))
+    if verb == "check":
+        return VerbOptions(verb, check=_parse_check(rest))
+    _check_words(verb, rest)
+    return VerbOptions(verb, tuple(rest))
+
+
+def _check_words(verb: str, rest: list[str]) -> None:
     for word in rest:
         if word.startswith("-"):
             _fail(f"%hpc {verb} has no option {word!r}; write  %hpc {VERBS[verb].usage}")
@@ -170,7 +199,27 @@ def parse_hpc(line: str) -> VerbOptions:
     for word in rest if verb in _RANKS else ():
         if not word.isdecimal():
             _fail(f"%hpc {verb} {word}: a rank is a number, for example  %hpc {verb} 0")
-    return VerbOptions(verb, tuple(rest))
+    if verb == "debug" and not (rest and rest[0].isdecimal()):
+        _fail(f"%hpc debug{' ' + rest[0] if rest else ''}: name one rank by its number, for example  %hpc debug 1")
+
+
+def _parse_check(words: list[str]) -> CheckOptions:
+    options: dict[str, Any] = {}
+    names: list[str] = []
+    usage = f"%hpc {VERBS['check'].usage}"
+    while words:
+        word = words.pop(0)
+        if not word.startswith("-"):
+            if not all(part.isidentifier() and not keyword.iskeyword(part) for part in word.split(".")):
+                _fail(f"%hpc check {word}: {word!r} is no Python name; for example  %hpc check model trainer.optimizer")
+            names.append(word)
+            continue
+        flag, given = _flag(word, _CHECK_FLAGS, "%hpc check", usage)
+        if flag == "--rng":
+            options["rng"] = True
+        else:
+            options[flag.removeprefix("--")] = _value(flag, given, words, "%hpc check")
+    return CheckOptions(tuple(names), **options)
 
 
 def _parse_start(words: list[str]) -> StartOptions:
@@ -215,7 +264,7 @@ def _value(flag: str, given: str | None, words: list[str], magic: str) -> str:
     if given is not None:
         return given
     if not words or words[0].startswith("--"):
-        _fail(f"{magic} {flag} needs a value: {({**_CELL_FLAGS, **_START_FLAGS})[flag]}")
+        _fail(f"{magic} {flag} needs a value: {({**_CHECK_FLAGS, **_CELL_FLAGS, **_START_FLAGS})[flag]}")
     return words.pop(0)
 
 
@@ -246,4 +295,10 @@ def cell_flags() -> list[str]:
 
 def verb_words(verb: str) -> list[str]:
     """What may follow a verb of ``%hpc``, for completion."""
-    return {"start": list(_START_FLAGS), "timing": ["breakdown", "timeline"], "help": list(VERBS)}.get(verb, [])
+    words = {
+        "start": list(_START_FLAGS),
+        "check": list(_CHECK_FLAGS),
+        "timing": ["breakdown", "timeline"],
+        "help": list(VERBS),
+    }
+    return words.get(verb, [])

@@ -105,6 +105,13 @@ class HpcMagics(Magics):
         took_s = cluster.restart_rank(*(int(word) for word in options.words))
         print(f"{took_s:.1f} s until the new process ran cells; process groups and mesh are whole again")
 
+    def _debug(self, options: arguments.VerbOptions) -> None:
+        _cluster().debug(int(options.words[0]), view=show.cell_view(self.shell, show_time=False))
+
+    def _check(self, options: arguments.VerbOptions) -> None:
+        asked = options.check or arguments.CheckOptions()
+        print(repr(_cluster().check(*asked.names, axis=asked.axis, rng=asked.rng, on=asked.on)))
+
     def _timing(self, options: arguments.VerbOptions) -> None:
         show.timing(self.shell, _cluster(), options.words)
 

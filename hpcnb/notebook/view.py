@@ -68,6 +68,17 @@ class NotebookView:
             self._draw(run.items(), run.result, bars, [*run.news(), *running])
         self._next_s = monotonic() + max(_REDRAW_S, 4 * (perf_counter() - before_s))
 
+    #: The front-end keeps what was typed below all output; a transcript in its order is easier to read.
+    shows_answers = False
+
+    def ask(self, run: CellRun, prompt: str) -> str:
+        """Draw what has been said, then ask through the front-end's stdin, see hpcnb.cluster.asking.Asks."""
+        self._next_s = 0.0
+        run.changed = True
+        self.update(run)
+        sys.stdout.flush()
+        return input(prompt)
+
     def finish(self, run: CellRun, result: CellResult) -> None:
         """Draw the cell as it stays."""
         bars = [markup.bar_text(bar) for bar in run.bars.values()]
@@ -158,6 +169,15 @@ class TerminalView:
         self._print(run.items(), run.result, now_s, everyone=run.result.ranks)
         self._show_bar(" | ".join(markup.bar_text(bar) for bar in run.bars.values() if not bar.finished))
         self._next_s = monotonic() + max(0.05, 4 * (perf_counter() - before_s))
+
+    shows_answers = True
+
+    def ask(self, run: CellRun, prompt: str) -> str:
+        """Print what has been said, also what other ranks might still say, then ask; see hpcnb.cluster.asking.Asks."""
+        run.changed = False
+        self._print(run.items(), run.result, float("inf"), everyone=run.result.ranks)
+        self._show_bar("")
+        return input(prompt)
 
     def finish(self, run: CellRun, result: CellResult) -> None:
         """Print the rest."""

@@ -226,3 +226,14 @@ def test_collapse_rewrites(text, left):
 )  # fmt: skip
 def test_size_words(size, words):
     assert size_words(size) == words
+
+
+def test_a_gate_that_continues_adds_to_the_file_of_the_cell(tmp_path):
+    path = tmp_path / "flood"
+    for append, first in ((False, 0), (True, 100)):
+        gate = FloodGate(9, 10_000, path, append=append)
+        for number in range(first, first + 50):
+            gate.feed("stdout", f"line {number}\n")
+        assert gate.finish()[0][0] == "cut"
+    numbers = [*range(50), *range(100, 150)]
+    assert path.read_text() == "".join(f"line {number}\n" for number in numbers)

@@ -133,3 +133,23 @@ def test_a_late_reply_of_a_cell_that_is_over_is_no_reply_of_the_next(relayed):
     relayed.take(m.CellDone)
     relayed.reply(1, 0)
     assert relayed.take(m.CellDone) == []
+
+
+def test_a_question_follows_the_output_before_it(relayed):
+    relayed.run(1, [0, 1])
+    relayed.print(1, 1, "> stopped here\n")
+    relayed.relay.hear(relayed.ranks[1], m.InputRequest(1, 1, 1, "(Pdb) ", True))
+    assert [type(message) for message in relayed.said] == [m.Output, m.InputRequest]
+    relayed.said.clear()
+    relayed.relay.hear(relayed.ranks[1], m.DebuggerLeft(1, 1))
+    relayed.relay.hear(relayed.ranks[1], m.InputRequest(7, 1, 2, "of an earlier cell", False))
+    assert relayed.said == [m.DebuggerLeft(1, 1)]
+
+
+def test_a_question_shows_what_a_flood_has_held_back(relayed):
+    relayed.run(1, [0])
+    relayed.ranks[0].held = lambda: (9, "newest")
+    relayed.ranks[0].release = lambda: [("cut", "7 lines not shown"), ("stdout", "newest\n")]
+    relayed.relay.hear(relayed.ranks[0], m.InputRequest(1, 0, 1, "go on? ", False))
+    (shown,) = relayed.take(m.Output)
+    assert shown.entries == [(RankSet([0]), [("cut", "7 lines not shown"), ("stdout", "newest\n")])]

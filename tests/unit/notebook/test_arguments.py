@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hpcnb.core.errors import MagicError
 from hpcnb.notebook import arguments
-from hpcnb.notebook.arguments import CellOptions, StartOptions, parse_cell, parse_hpc
+from hpcnb.notebook.arguments import CellOptions, CheckOptions, StartOptions, parse_cell, parse_hpc
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,12 @@ def test_start_lines():
         ("timing bubble", r"no plot 'bubble'; there are breakdown, timeline"),
         ("logs x", r"%hpc logs x: a rank is a number"),
         ("help strat", r"no verb 'strat'"),
+        ("debug", r"%hpc debug: name one rank by its number, for example  %hpc debug 1"),
+        ("debug 0-1", r"%hpc debug 0-1: name one rank"),
+        ("debug 0 1", r"%hpc debug does not take '1'; write  %hpc debug RANK"),
+        ("check 3x", r"'3x' is no Python name; for example  %hpc check model"),
+        ("check model --axes dp", r"no option '--axes' \(did you mean --axis\?\)"),
+        ("check --axis", r"--axis needs a value: mesh axis along which"),
         ("restart-rank two", r"%hpc restart-rank two: a rank is a number, for example  %hpc restart-rank 0"),
         ("restart-rank 1 -2", r"%hpc restart-rank has no option '-2'; write  %hpc restart-rank \[RANK \.\.\.\]"),
         ("recover all", r"%hpc recover does not take 'all'; write  %hpc recover$"),
@@ -81,6 +87,14 @@ def test_start_lines():
 def test_bad_hpc_lines(line, words):
     with pytest.raises(MagicError, match=words):
         parse_hpc(line)
+
+
+def test_check_lines():
+    assert parse_hpc("check").check == CheckOptions()
+    assert parse_hpc("check model trainer.optimizer --axis tp --rng --on=~2").check == CheckOptions(
+        ("model", "trainer.optimizer"), axis="tp", rng=True, on="~2"
+    )
+    assert parse_hpc("debug 1").words == ("1",)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from hpcnb.notebook.completion import candidates
         ("%hpc start --m", ["--mesh"]),
         ("%hpc timing ", ["breakdown", "timeline"]),
         ("%hpc help lo", ["logs"]),
+        ("%hpc de", ["debug"]),
+        ("%hpc check --a", ["--axis"]),
         ("%%hpc_parallel --t", ["--timeout", "--time"]),
         ("%%hpc_parallel --on ", ["all", "failed", "slowest", "host=", "dp=", "tp="]),
         ("%%hpc_parallel --on t", ["tp="]),

@@ -123,3 +123,23 @@ def test_output_that_is_held_back_shows_its_newest_line_while_the_cell_runs():
     run.feed(m.Held(1, [(RankSet([0, 1]), 1234, "step 1633")]))
     view.update(run)
     assert published[-1][0]["text/plain"] == "[0,1] ... 1,234 more lines, newest: step 1633"
+
+
+def test_a_notebook_draws_what_led_to_a_question_before_it_asks(monkeypatch):
+    published = Published()
+    view = NotebookView(show_time=False, publish=published)
+    run = cell_run()
+    say(run, [1], "first\n")
+    view.update(run)
+    say(run, [1], "> stopped here\n")
+    monkeypatch.setattr("builtins.input", lambda prompt: (prompt, published[-1][0]["text/plain"].splitlines()[-1]))
+    assert view.ask(run, "[rank 1] (Pdb) ") == ("[rank 1] (Pdb) ", "[1] > stopped here")
+
+
+def test_a_terminal_prints_what_led_to_a_question_before_it_asks(monkeypatch):
+    stream = io.StringIO()
+    view = TerminalView(show_time=False, stream=stream)
+    run = cell_run()
+    say(run, [1], "> stopped here\n")  # rank 0 might still say the same: a question does not wait for it
+    monkeypatch.setattr("builtins.input", lambda _: stream.getvalue())
+    assert "> stopped here\n" in view.ask(run, "[rank 1] (Pdb) ")

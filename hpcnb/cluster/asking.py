@@ -1,0 +1,190 @@
+"""Ranks that ask: input() and the debugger. Puts their questions to a person and sends the answers back.
+
+Runs on the thread that waits for the cell; knows no IPython: who can ask a person is a view that has ``ask``.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol, TextIO, runtime_checkable
+
+from hpcnb.core import messages as m
+from hpcnb.core import watch
+from hpcnb.core.questions import Question, Questions
+from hpcnb.core.ranks import RankSet
+
+if TYPE_CHECKING:
+    from hpcnb.cluster.cell_run import CellRun
+    from hpcnb.cluster.node import Node
+    from hpcnb.cluster.result import CellResult
+    from hpcnb.cluster.waiting import Inbox
+
+__all__ = ["Asker", "Asks", "Conversation"]
+
+_NOBODY = "nobody can be asked here: run the cell with %%hpc_parallel in a notebook or in a terminal"
+_NO_STDIN = "this front-end does not let cells ask for input (nbclient, papermill and nbconvert never do)"
+
+
+@runtime_checkable
+class Asks(Protocol):
+    """A view that can ask a person."""
+
+    #: Whether what was typed stays on the screen at its place; else it is shown among the output.
+    shows_answers: bool
+
+    def ask(self, run: CellRun, prompt: str) -> str:
+        """Show what has been said so far, then ask; blocks until there is an answer.
+
+        Raises:
+            EOFError: The person ended the input.
+            KeyboardInterrupt: The person pressed Ctrl-C.
+            NotImplementedError: Nobody can be asked here.
+        """
+
+
+class Conversation:
+    """The view of a debugger that was opened from Python: prints what ranks say, asks with a function.
+
+    Args:
+        ask: ``input``, or a function that plays the person.
+        stream: Where output goes; by default standard output.
+    """
+
+    shows_answers = True
+
+    def __init__(self, ask: Callable[[str], str], stream: TextIO | None = None) -> None:
+        self._ask = ask
+        self._stream = sys.stdout if stream is None else stream
+        self._num_shown = 0
+
+    def update(self, run: CellRun) -> None:
+        """Print the lines that are new; one rank at a time talks in a debugger, so their order is settled."""
+        items = run.items()
+        for item in items[self._num_shown :]:
+            if not item.complete:
+                break
+            self._num_shown += 1
+            self._stream.write(item.text + "\n")
+
+    def finish(self, run: CellRun, result: CellResult) -> None:
+        """Print the rest."""
+        del result
+        self.update(run)
+        self._stream.flush()
+
+    def ask(self, run: CellRun, prompt: str) -> str:
+        """See Asks."""
+        self.update(run)
+        self._stream.flush()
+        return self._ask(prompt)
+
+
+class Asker:
+    """The questions of a running cell.
+
+    Args:
+        run: The cell.
+        node: Where it runs.
+        inbox: What arrives.
+        view: Asks, if it can.
+    """
+
+    def __init__(self, run: CellRun, node: Node, inbox: Inbox, view: object) -> None:
+        self._run = run
+        self._node = node
+        self._inbox = inbox
+        self._view = view if isinstance(view, Asks) else None
+        self._questions = Questions()
+        self._others = RankSet()
+        self._last_s = time.monotonic()
+        self._interrupted = False
+
+    def step(self, message: m.Message | watch.Event | None) -> float:
+        """After the cell has taken a message: ask what is to be asked now.
+
+        Returns:
+            Seconds since the last step that do not count for the cell's timeout, since a person was to answer.
+        """
+        was_held = bool(self._questions.ranks)
+        if getattr(message, "cell", 0) == self._run.result.cell:
+            if isinstance(message, m.InputRequest):
+                self._questions.asked(
+                    Question(message.rank, message.request, message.prompt, in_debugger=message.in_debugger)
+                )
+            elif isinstance(message, m.DebuggerLeft):
+                self._questions.left(message.rank)
+        self._questions.keep(self._run.watch.running)
+        question = self._questions.next(time.monotonic())
+        if question is not None:
+            self._put(question)
+        self._run.watch = replace(self._run.watch, is_debugging=bool(self._questions.ranks))
+        now_s = time.monotonic()
+        held_s = now_s - self._last_s if was_held or question is not None else 0.0
+        self._last_s = now_s
+        return held_s
+
+    def _put(self, question: Question) -> None:
+        text, ended = "", ""
+        self._interrupted = False
+        if self._run.watch.interrupted:
+            ended = "KeyboardInterrupt"  # a cell that was stopped asks no more
+        elif self._view is None:
+            ended = _NOBODY
+        else:
+            try:
+                text = self._ask(self._view, question)
+            except EOFError:
+                ended = "EOFError"
+            except KeyboardInterrupt:
+                ended = "KeyboardInterrupt"
+            except NotImplementedError:  # as IPython's StdinNotImplementedError
+                ended = _NO_STDIN
+            except Exception as error:  # noqa: BLE001 - any view; the rank must not wait for ever
+                ended = f"asking failed: {type(error).__name__}: {error}"
+        self._questions.answered(question, time.monotonic())
+        if self._interrupted:
+            return  # the interrupt is on its way to the rank; an answer could only come between
+        self._node.link.send(m.InputReply(self._run.result.cell, question.rank, question.request, text, ended))
+
+    def _ask(self, view: Asks, question: Question) -> str:
+        prompt = f"[rank {question.rank}] {question.prompt}"
+        if (others := self._questions.others(question.rank)) != self._others:
+            self._others = others
+            if others:
+                wait = "waits" if len(others) == 1 else "wait"
+                prompt = f"({others.words()} {wait} to ask too)\n{prompt}"
+        with self._interruptible():
+            text = view.ask(self._run, prompt)
+        if not view.shows_answers:
+            self._run.say(RankSet([question.rank]), "stdout", f"{question.prompt}{text}\n")
+        return text
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C reaches who asks, and ``Cluster.interrupt`` from another thread ends the asking."""
+        waiter = threading.get_ident()
+        is_main = threading.current_thread() is threading.main_thread()
+
+        def arrived(event: object) -> None:
+            if not isinstance(event, watch.InterruptAsked):
+                return
+            self._interrupted = True
+            if is_main:
+                signal.pthread_kill(waiter, signal.SIGINT)  # the event is found in the inbox, and sent on
+            else:  # nothing ends the asking, but the ranks need not wait for that
+                self._node.link.send(m.Interrupt(self._run.watch.running))
+
+        before = signal.signal(signal.SIGINT, signal.default_int_handler) if is_main else None
+        self._inbox.on_put = arrived
+        try:
+            yield
+        finally:
+            if is_main:
+                signal.signal(signal.SIGINT, before)
+            self._inbox.on_put = None
