@@ -90,7 +90,7 @@ def test_ranks_that_do_not_answer():
     assert one.failure_text().split("\n") == [
         "rank 1 did not answer the interrupt and still runs cell 3",
         "    rank 1: in all_reduce #3 of dp (4,096 B, line 6)",
-        "type  %hpc interrupt  to try again, or  %hpc stop  to end the cluster",
+        "type  %hpc interrupt  to try again, or  %hpc restart-rank 1  (names there are lost)",
     ]
     many = result(busy=RankSet([1, 2])).failure_text()
     assert many.startswith("ranks 1,2 did not answer the interrupt and still run cell 3\n")

@@ -333,7 +333,12 @@ def test_nobody_looks_at_a_rank_that_does_not_run_the_cell():
 
 # --- interrupts ---------------------------------------------------------------------------------------------------
 
-RELEASE = ReleaseRanks(ALL, "the cell was interrupted")
+
+def release(at_s, members=ALL, reason="the cell was interrupted"):
+    """Ranks are let go, and looked at: should they not answer, where they are is told."""
+    return [(at_s, ReleaseRanks(members, reason)), (at_s, LookAtRanks(members))]
+
+
 ANSWERED = [Replied(rank, 12.0, "raised KeyboardInterrupt") for rank in (0, 1, 2)]
 
 INTERRUPTS = {
@@ -358,16 +363,16 @@ INTERRUPTS = {
         [
             (10.0, StopAtBoundary(ranks(1, 2))),
             (10.0, InterruptRanks(ranks(1, 2))),
-            (10.25, ReleaseRanks(ranks(2), "the cell was interrupted")),
+            *release(10.25, ranks(2)),
         ],
     ),
     "ranks are released a quarter of a second after the signal, once": (
         [InterruptAsked(10.0), BoundaryFound(False, 10.0), Tick(10.2), Tick(10.25), Tick(10.3), Tick(11.5)],
-        [(10.0, StopAtBoundary(ALL)), (10.0, InterruptRanks(ALL)), (10.25, RELEASE)],
+        [(10.0, StopAtBoundary(ALL)), (10.0, InterruptRanks(ALL)), *release(10.25)],
     ),
     "the prompt comes back after three seconds": (
         [InterruptAsked(10.0), BoundaryFound(False, 10.0), Tick(10.25), Replied(1, 11.0), Tick(12.9), Tick(13.0), Tick(14.0)],
-        [(10.0, StopAtBoundary(ALL)), (10.0, InterruptRanks(ALL)), (10.25, RELEASE), (13.0, CellEnds(ranks(0, 2)))],
+        [(10.0, StopAtBoundary(ALL)), (10.0, InterruptRanks(ALL)), *release(10.25), (13.0, CellEnds(ranks(0, 2)))],
     ),
     "also when no time was seen to pass": (
         [InterruptAsked(10.0), Tick(20.0)],
@@ -379,7 +384,7 @@ INTERRUPTS = {
             (10.0, StopAtBoundary(ALL)),
             (10.5, LookAtRanks(ALL, show=True)),
             (10.5, InterruptRanks(ALL)),
-            (10.75, RELEASE),
+            *release(10.75),
             (11.0, EndRanks(ranks(0, 2), "it did not answer a second Ctrl-C")),
         ],
     ),
@@ -392,7 +397,7 @@ INTERRUPTS = {
             (10.0, StopAtBoundary(ALL)),
             (10.5, LookAtRanks(ALL, show=True)),
             (10.5, InterruptRanks(ALL)),
-            (11.0, RELEASE),
+            *release(11.0),
             (11.0, EndRanks(ALL, "it did not answer a second Ctrl-C")),
             (13.7, CellEnds(ranks())),
         ],
@@ -418,7 +423,7 @@ INTERRUPTS = {
         [TimedOut(10.0), Tick(10.25), Tick(13.0)],
         [
             (10.0, InterruptRanks(ALL)),
-            (10.25, ReleaseRanks(ALL, "the cell ran longer than its timeout")),
+            *release(10.25, reason="the cell ran longer than its timeout"),
             (13.0, CellEnds(ALL)),
         ],
     ),
@@ -431,7 +436,7 @@ INTERRUPTS = {
         [
             (10.0, StopAtBoundary(ALL)),
             (10.5, InterruptRanks(ALL)),
-            (11.0, ReleaseRanks(ALL, "the cell ran longer than its timeout")),
+            *release(11.0, reason="the cell ran longer than its timeout"),
             (13.5, CellEnds(ALL)),
         ],
     ),
@@ -449,7 +454,21 @@ def test_an_interrupt_works_however_long_the_grace_period_is_and_in_the_debugger
         _, happened = run(
             watch_of(**changes), InterruptAsked(10.0), BoundaryFound(False, 10.0), Tick(10.25), Tick(13.0)
         )
-        assert [type(action) for _, action in happened] == [StopAtBoundary, InterruptRanks, ReleaseRanks, CellEnds]
+        assert happened == [
+            (10.0, StopAtBoundary(ALL)), (10.0, InterruptRanks(ALL)), *release(10.25), (13.0, CellEnds(ALL)),
+        ]  # fmt: skip
+
+
+def test_ranks_that_were_ended_are_remembered():
+    events = [InterruptAsked(10.0), InterruptAsked(10.5), Tick(10.75), Replied(1, 10.8), Tick(11.0)]
+    assert run(watch_of(), *events[:4])[0].killed == ranks()
+    assert run(watch_of(), *events)[0].killed == ranks(0, 2)
+
+
+def test_a_mismatch_is_told_once_however_many_ranks_find_it():
+    watch, (said, _) = run(watch_of(), mismatch(10.0))
+    _, happened = run(watch, Replied(1, 10.1, "raised CollectiveMismatch", "in other words"), mismatch(13.0))
+    assert [action for _, action in happened if isinstance(action, Say)] == [said[1]]
 
 
 # --- any order ------------------------------------------------------------------------------------------------

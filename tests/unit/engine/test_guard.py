@@ -1,0 +1,473 @@
+"""Guards of several ranks on one board, in one process: what may be issued, and what is said about the rest."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from hpcnb.core.board import (
+    HISTORY,
+    NUM_CHANNELS,
+    NUM_SLOTS,
+    Board,
+    ChannelReader,
+    generation_of,
+    new_board,
+    number_of,
+    stamp,
+)
+from hpcnb.core.errors import CollectiveAborted, CollectiveError, CollectiveMismatch
+from hpcnb.core.messages import GroupMade
+from hpcnb.core.ranks import RankSet
+from hpcnb.core.spans import RingWriter
+from hpcnb.engine import guard as guard_module
+from hpcnb.engine.guard import Guard
+
+AHEAD = HISTORY - 8  # a rank waits before it is further ahead of a peer
+
+
+class Rank:
+    def __init__(self, board, rank):
+        self.rank = rank
+        self.told = []
+        self.ring = RingWriter(board.ring(rank), NUM_SLOTS)
+        self.guard = Guard(board, rank, self.ring, self.told.append)
+
+    def issue(self, channel, name="all_reduce", tensors=(), details=("sum",), *, line=6):
+        guard = self.guard
+        return guard.issue(channel, guard.signature(name, list(tensors), details), line, 0)
+
+    def all_reduce(self, num_elements=8, *, group="0", members=(0, 1), dtype=torch.float32, details=("sum",), line=6):
+        channel = self.guard.collectives(group, list(members))
+        return self.issue(channel, "all_reduce", [torch.empty(num_elements, dtype=dtype)], details, line=line)
+
+    def message(self, sender, receiver, num_elements=8, *, tag=0, dtype=torch.float32, line=6):
+        channel = self.guard.messages("0", sender, receiver, tag)
+        return self.issue(channel, "message", [torch.empty(num_elements, dtype=dtype)], (), line=line)
+
+
+@pytest.fixture
+def board():
+    return Board(new_board(4), 0)
+
+
+@pytest.fixture
+def ranks(board):
+    return [Rank(board, rank) for rank in range(4)]
+
+
+# --- operations that are the same -----------------------------------------------------------------------------
+
+
+def test_the_same_operations_pass(ranks):
+    for number in range(1, 5):
+        stamps = [rank.all_reduce(members=range(4), line=rank.rank) for rank in ranks]  # lines may differ
+        assert stamps == [stamp(0, number)] * 4
+    assert all(not rank.guard.broken for rank in ranks)
+    channel = ranks[0].guard.collectives("0", [0, 1, 2, 3])
+    assert ranks[0].guard.num_issued(channel) == 4
+
+
+def test_ranks_may_be_ahead_of_each_other(ranks):
+    one, other = ranks[:2]
+    for _ in range(AHEAD):
+        one.all_reduce()
+    assert [other.all_reduce() for _ in range(AHEAD)][-1] == stamp(0, AHEAD)
+
+
+@pytest.mark.parametrize("shapes", [((2, 4), (8,)), ((8,), (8, 1)), ((0,), (0, 3))])
+def test_shapes_may_differ_where_the_number_of_elements_does_not(ranks, shapes):
+    for rank, shape in zip(ranks, shapes, strict=False):
+        rank.issue(rank.guard.collectives("0", [0, 1]), "all_reduce", [torch.empty(shape)])
+    assert not ranks[1].guard.broken
+
+
+def test_groups_are_numbered_apart(ranks):
+    one, other = ranks[:2]
+    assert one.all_reduce(group="0") == one.all_reduce(group="1") == one.all_reduce(members=(0, 2)) == stamp(0, 1)
+    other.all_reduce(5, group="2")  # nobody else is in it yet
+    assert other.all_reduce(group="1") == stamp(0, 1)
+    assert other.all_reduce(group="0") == stamp(0, 1)
+
+
+def test_the_agent_is_told_of_a_group_and_not_of_messages(ranks):
+    channel = ranks[0].guard.collectives("0", [0, 2])
+    assert ranks[0].told == [GroupMade(channel.key, RankSet([0, 2]))]
+    ranks[0].guard.messages("0", 0, 2, 0)
+    assert len(ranks[0].told) == 1
+    assert ranks[2].guard.collectives("0", [0, 2]).key == channel.key
+    assert ranks[0].guard.collectives("0", [0, 2]) is channel
+
+
+def test_ranks_of_other_nodes_are_not_compared(board):
+    rank = Rank(board, 0)
+    channel = rank.guard.collectives("0", [0, 9])
+    assert channel.peers == []
+    assert [rank.issue(channel) for _ in range(2 * HISTORY)][-1] == stamp(0, 2 * HISTORY)
+    assert rank.guard.sent("0", 9, 0) == 0
+
+
+# --- operations that differ -------------------------------------------------------------------------------------
+
+DIFFERENT = {
+    "size": ({"num_elements": 9}, "all_reduce(float32[9], sum)"),
+    "type": ({"dtype": torch.int64}, "all_reduce(int64[8], sum)"),
+    "reduce operation": ({"details": ("max",)}, "all_reduce(float32[8], max)"),
+    "root": ({"details": ("sum", "root 1")}, "all_reduce(float32[8], sum, root 1)"),
+}
+
+
+@pytest.mark.parametrize(("changes", "words"), DIFFERENT.values(), ids=DIFFERENT)
+def test_the_later_rank_is_refused_and_told_what_both_called(ranks, changes, words):
+    one, other = ranks[:2]
+    one.all_reduce()
+    other.all_reduce()
+    one.all_reduce(line=6)
+    with pytest.raises(CollectiveMismatch) as caught:
+        other.all_reduce(**changes, line=9)
+    assert str(caught.value) == (
+        f"as operation 2 of ranks 0,1, rank 0 called all_reduce(float32[8], sum) (line 6) and rank 1 called {words} (line 9)"
+    )
+    assert caught.value.operation == words
+    assert (other.guard.broken, other.guard.mismatch) == (str(caught.value), True)
+    assert not one.guard.broken
+
+
+def test_another_operation_of_the_same_size_differs(ranks):
+    tensor = torch.empty(8)
+    ranks[1].issue(ranks[1].guard.collectives("0", [0, 1]), "broadcast", [tensor], ("root 0",), line=0)
+    with pytest.raises(CollectiveMismatch) as caught:
+        ranks[0].issue(ranks[0].guard.collectives("0", [0, 1]), "reduce", [tensor], ("root 0",), line=0)
+    assert str(caught.value) == (
+        "as operation 1 of ranks 0,1, rank 0 called reduce(float32[8], root 0) and rank 1 called broadcast(float32[8], root 0)"
+    )
+
+
+def test_lists_of_tensors_are_compared_one_by_one_and_told_briefly(ranks):
+    one, other = ([torch.empty(number) for number in sizes] for sizes in ((2, 3, 4, 5), (2, 3, 5, 4)))
+    ranks[0].issue(ranks[0].guard.collectives("0", [0, 1]), "all_gather", one, ())
+    channel = ranks[1].guard.collectives("0", [0, 1])
+    with pytest.raises(CollectiveMismatch) as caught:
+        ranks[1].issue(channel, "all_gather", other, ())
+    assert "rank 1 called all_gather(float32[2], float32[3], float32[5], ... 4 tensors) (line 6)" in str(caught.value)
+
+
+def test_of_four_the_one_that_differs_is_refused(ranks):
+    for rank in ranks[:3]:
+        rank.all_reduce(members=range(4))
+    with pytest.raises(
+        CollectiveMismatch, match=r"as operation 1 of ranks 0-3, rank 0 called .*\[8\].* and rank 3 called .*\[9\]"
+    ):
+        ranks[3].all_reduce(9, members=range(4))
+
+
+def test_what_was_refused_stays_on_the_board(ranks, board):
+    ranks[0].all_reduce()
+    with pytest.raises(CollectiveMismatch):
+        ranks[1].all_reduce(9)
+    reader = ChannelReader(board.channels(1))  # so that the one that waits is told what rank 1 called
+    assert reader.newest(reader.find(ranks[1].guard.collectives("0", [0, 1]).key)) == stamp(0, 1)
+
+
+def test_an_operation_that_is_overwritten_is_something_older(ranks, board):
+    ranks[0].all_reduce()
+    channel = ranks[0].guard.collectives("0", [0, 1])
+    for number in range(2, HISTORY + 2):  # no rank may run so far ahead
+        ranks[0].guard._own.publish(channel.at, stamp(0, number), (1, 0, 0, 0))
+    with pytest.raises(CollectiveMismatch, match=r"rank 0 called something older and rank 1 called all_reduce"):
+        ranks[1].all_reduce()
+
+
+# --- messages ----------------------------------------------------------------------------------------------------
+
+
+def test_messages_that_are_expected_pass(ranks):
+    for number in (1, 2):
+        assert ranks[0].message(0, 1) == ranks[1].message(0, 1) == stamp(0, number)
+    assert ranks[1].message(1, 0, 5) == ranks[0].message(1, 0, 5) == stamp(0, 1)  # the other direction
+    assert ranks[0].message(0, 1, 3, tag=7) == ranks[1].message(0, 1, 3, tag=7) == stamp(0, 1)
+    assert ranks[0].message(0, 2, 4) == ranks[2].message(0, 2, 4) == stamp(0, 1)
+
+
+@pytest.mark.parametrize("sender_first", [True, False])
+def test_a_message_of_another_size_than_expected(ranks, sender_first):
+    send, receive = lambda: ranks[0].message(0, 1, 8, line=6), lambda: ranks[1].message(0, 1, 9, line=7)
+    first, second = (send, receive) if sender_first else (receive, send)
+    first()
+    with pytest.raises(CollectiveMismatch) as caught:
+        second()
+    assert str(caught.value) == (
+        "message 1 from rank 0 is message(float32[8]) (line 6), and rank 1 expects message(float32[9]) (line 7)"
+    )
+
+
+def test_how_many_messages_have_been_sent(ranks):
+    receiver = ranks[1].guard
+    assert receiver.sent("0", 0, 0) == 0
+    for tag in (0, 0, 5):
+        ranks[0].message(0, 1, tag=tag)
+    assert [receiver.sent("0", 0, tag) for tag in (0, 5, 6)] == [2, 1, 0]
+    assert receiver.sent("1", 0, 0) == receiver.sent("0", 2, 0) == 0
+    ranks[1].message(0, 1)
+    assert receiver.num_issued(receiver.messages("0", 0, 1, 0)) == 1
+    for rank in ranks:
+        rank.guard.mend(1)
+    assert receiver.sent("0", 0, 0) == 0
+    assert receiver.num_issued(receiver.messages("0", 0, 1, 0)) == 0
+
+
+# --- generations, and operations that were not issued -------------------------------------------------------------
+
+
+def test_a_new_generation_counts_anew(ranks):
+    one, other = ranks[:2]
+    one.all_reduce()
+    one.all_reduce()
+    other.all_reduce()
+    for rank in (one, other):
+        rank.guard.break_groups("x")
+        rank.guard.mend(3)
+    assert one.all_reduce(9) == other.all_reduce(9) == stamp(3, 1)
+    assert one.all_reduce(2) == stamp(3, 2)
+    with pytest.raises(CollectiveMismatch, match="operation 2 of ranks 0,1"):
+        other.all_reduce(3)
+
+
+def test_a_rank_of_an_earlier_generation_is_behind(ranks):
+    for _ in range(5):
+        ranks[1].all_reduce()
+    ranks[0].guard.mend(1)
+    assert ranks[0].all_reduce(9) == stamp(1, 1)
+    ranks[1].guard.mend(1)
+    with pytest.raises(CollectiveMismatch):
+        ranks[1].all_reduce(8)
+
+
+def test_a_new_process_in_the_place_of_a_rank(ranks, board):
+    ranks[0].all_reduce(group="5")
+    ranks[0].all_reduce()
+    ranks[1].all_reduce()  # rank 0 is found at its second channel
+    board.clear(0)
+    new = Rank(board, 0)
+    for rank in (new, ranks[1]):
+        rank.guard.mend(1)
+    assert new.all_reduce(9) == stamp(1, 1)
+    with pytest.raises(
+        CollectiveMismatch, match=r"rank 0 called all_reduce\(float32\[9\], sum\) .* and rank 1 called .*\[8\]"
+    ):
+        ranks[1].all_reduce()
+
+
+@pytest.mark.parametrize("generation", [0, 2])
+def test_what_the_backend_refused_was_never_issued(ranks, generation):
+    one, other = ranks[:2]
+    for rank in (one, other):
+        rank.guard.mend(generation)
+    channel = one.guard.collectives("0", [0, 1])
+    for num_issued in (0, 1):
+        stamped = one.all_reduce(9)
+        one.guard.withdraw(channel, stamped)
+        assert one.guard.num_issued(channel) == num_issued
+        assert one.all_reduce() == other.all_reduce() == stamped
+    assert generation_of(stamped) == generation
+
+
+# --- a rank that runs ahead -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """What happens while a rank waits for a peer: a function."""
+    happenings = []
+    monkeypatch.setattr(guard_module.time, "sleep", lambda _: happenings.pop(0)())
+    return happenings
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_rank_waits_before_it_runs_too_far_ahead(ranks, pauses, begun):
+    one, other = ranks[:2]
+    if begun:
+        other.all_reduce()
+    for _ in range(AHEAD + begun):
+        one.all_reduce()
+    pauses += [lambda: None, lambda: None, *[other.all_reduce] * 2]
+    assert one.all_reduce() == stamp(0, AHEAD + begun + 1)
+    assert len(pauses) == 1  # one operation of the other was enough
+
+
+def test_both_sides_pass_all_their_operations_however_they_run(ranks):
+    num_operations, failed = 4 * HISTORY, []
+
+    def run(rank):
+        try:
+            for number in range(num_operations):
+                rank.all_reduce(1 + number % 3)
+        except CollectiveError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in ranks[:2]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    assert failed == []
+    assert [rank.guard.num_issued(rank.guard.collectives("0", [0, 1])) for rank in ranks[:2]] == [num_operations] * 2
+
+
+def test_a_rank_that_waits_for_a_peer_can_be_let_go(ranks, pauses):
+    one = ranks[0]
+    for _ in range(AHEAD):
+        one.all_reduce()
+    pauses += [lambda: None, lambda: one.guard.break_groups("rank 1 raised ValueError")]
+    with pytest.raises(CollectiveAborted, match=r"^this operation cannot be completed: rank 1 raised ValueError$"):
+        one.all_reduce()
+    assert pauses == []
+
+
+def test_ranks_without_room_for_more_channels_are_not_compared(ranks, board):
+    one, other = ranks[:2]
+    for number in range(NUM_CHANNELS):
+        other.guard.messages("0", 1, 0, number)
+    assert ChannelReader(board.channels(1)).full
+    for _ in range(2 * HISTORY):  # nor does anybody wait for them
+        one.all_reduce()
+    assert other.all_reduce(9) == stamp(0, 1)
+    assert other.guard.collectives("0", [0, 1]).at == -1
+
+
+# --- broken groups ------------------------------------------------------------------------------------------------
+
+
+def test_broken_groups_refuse_at_once(ranks, board):
+    guard = ranks[0].guard
+    channel = guard.collectives("0", [0, 1])
+    guard.check()
+    guard.break_groups("rank 1 was ended by SIGKILL")
+    guard.break_groups("a later reason", mismatch=True)
+    with pytest.raises(CollectiveAborted) as caught:
+        ranks[0].all_reduce()
+    assert str(caught.value) == (
+        "all_reduce(float32[8], sum) cannot be completed: rank 1 was ended by SIGKILL"
+    )  # fmt: skip
+    assert (caught.value.operation, caught.value.waited_s) == ("all_reduce(float32[8], sum)", 0.0)
+    assert ChannelReader(board.channels(0)).newest(channel.at) == 0
+    with pytest.raises(CollectiveAborted, match=r"^this operation cannot be completed: rank 1 was"):
+        guard.check()
+    guard.mend(1)
+    guard.check()
+    assert ranks[0].all_reduce() == stamp(1, 1)
+
+
+def test_after_a_mismatch_every_operation_is_refused_with_its_words(ranks):
+    guard = ranks[0].guard
+    guard.break_groups("operation 7 of ranks 0,1 is ...", mismatch=True)
+    with pytest.raises(CollectiveMismatch, match=r"^operation 7 of ranks 0,1 is \.\.\.$"):
+        guard.check()
+    guard.mend(1)
+    assert (guard.broken, guard.mismatch) == ("", False)
+
+
+WAITED = "all_reduce #17 (4.2 MB, line 6)"
+
+LOST = [
+    "[../third_party/gloo/gloo/transport/tcp/pair.cc:598] Connection closed by peer [127.0.0.1]:2345",
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv",
+    "Read error [127.0.0.1]:2345: Connection reset by peer",
+    "writev: Broken pipe",
+    "Socket closed",
+    "Socket is not connected",
+    "connection refused",
+]
+
+
+@pytest.mark.parametrize("text", LOST)
+def test_a_lost_connection_breaks_the_groups(ranks, text):
+    guard = ranks[0].guard
+    explained = guard.explained(RuntimeError(text), WAITED, 2.5)
+    assert type(explained) is CollectiveAborted
+    assert str(explained) == f"{WAITED} cannot be completed: the connection to another rank is lost"
+    assert (explained.operation, explained.waited_s) == (WAITED, 2.5)
+    assert guard.broken == "the connection to another rank is lost"
+
+
+def test_a_connection_that_was_shut_to_release_the_rank_has_the_reason_of_the_release(ranks):
+    guard = ranks[0].guard
+    guard.break_groups("rank 1 raised ValueError")
+    explained = guard.explained(RuntimeError(LOST[0]), WAITED, 2.5)
+    assert str(explained) == f"{WAITED} cannot be completed: rank 1 raised ValueError"
+    guard.mend(1)
+    guard.break_groups("operation 7 ...", mismatch=True)
+    explained = guard.explained(RuntimeError("anything"), WAITED, 2.5)
+    assert (type(explained), str(explained)) == (CollectiveMismatch, "operation 7 ...")
+
+
+@pytest.mark.parametrize("text", ["Invalid scalar type", "Operation timed out", "CUDA error: out of memory"])
+def test_other_errors_of_an_operation_are_left_as_they_are(ranks, text):
+    guard, error = ranks[0].guard, RuntimeError(text)
+    assert guard.explained(error, WAITED, 2.5) is error
+    assert not guard.broken
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1), ValueError("x"), GeneratorExit()])
+def test_a_wait_that_is_given_up_breaks_the_groups(ranks, error):
+    guard = ranks[0].guard
+    assert guard.explained(error, WAITED, 2.5) is error
+    assert guard.broken == f"a wait was given up ({type(error).__name__})"
+
+
+def test_an_error_of_ours_is_told_what_was_waited_for(ranks):
+    guard = ranks[0].guard
+    guard.break_groups("rank 1 raised ValueError")
+    bare = guard.error("")
+    explained = guard.explained(bare, WAITED, 2.5)
+    assert str(explained) == f"{WAITED} cannot be completed: rank 1 raised ValueError"
+    assert (explained.operation, explained.waited_s) == (WAITED, 2.5)
+    assert guard.explained(explained, "something around it", 9.0) is explained
+    guard.mend(1)
+    assert guard.explained(bare, WAITED, 2.5) is bare
+
+
+def test_the_reason_may_come_from_another_thread(ranks):
+    guard = ranks[0].guard
+    thread = threading.Thread(target=guard.break_groups, args=("the cell was interrupted",))
+    thread.start()
+    thread.join()
+    with pytest.raises(CollectiveAborted, match="the cell was interrupted"):
+        guard.check()
+
+
+# --- signatures -------------------------------------------------------------------------------------------------
+
+
+def test_signatures_are_remembered_and_forgotten(ranks):
+    guard = ranks[0].guard
+    first = guard.signature("all_reduce", [torch.empty(3)], ("sum",))
+    assert guard.signature("all_reduce", [torch.empty(3)], ("sum",)) is first
+    tensor = torch.empty(0)
+    for number in range(5000):
+        guard.signature("all_reduce", [tensor], (f"root {number % 4500}",))
+    assert len(guard._signatures) <= 4097
+    assert guard.signature("all_reduce", [torch.empty(3)], ("sum",)) == first
+    other = ranks[1].guard.signature("all_reduce", [torch.empty(3)], ("sum",))
+    assert other[0] == first[0]  # on every rank
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "details", "words"),
+    [
+        ("barrier", [], (), "barrier()"),
+        ("all_reduce", [torch.empty(2, 3)], ("sum",), "all_reduce(float32[2, 3], sum)"),
+        ("broadcast", [torch.tensor(1, dtype=torch.bool)], ("root 2",), "broadcast(bool[], root 2)"),
+        ("all_gather", [torch.empty(1)] * 3, (), "all_gather(float32[1], float32[1], float32[1])"),
+        ("all_gather", [torch.empty(1)] * 9, (), "all_gather(float32[1], float32[1], float32[1], ... 9 tensors)"),
+    ],
+)
+def test_words_of_an_operation(ranks, name, tensors, details, words):
+    _, string = ranks[0].guard.signature(name, tensors, details)
+    assert ranks[0].ring.text(string) == words
+
+
+def test_numbers_of_stamps_are_those_of_the_channel(ranks):
+    assert [number_of(ranks[0].all_reduce()) for _ in range(3)] == [1, 2, 3]
