@@ -206,7 +206,7 @@ class Hpc:
                 those: the same on all ranks.
             axis: Mesh axis of the group; by default ``dp`` if the mesh has it, else all ranks.
             source: Rank that is copied; by default the lowest of the group that is no replacement.
-            rng: Bring the generator states of python, numpy and torch to ranks that are new or differ.
+            rng: Bring the generator states of python, numpy and torch to ranks whose process is new.
 
         Returns:
             What was brought, in words: number of tensors, bytes, from which rank.

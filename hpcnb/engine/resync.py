@@ -43,7 +43,6 @@ class _Offer(NamedTuple):
     problem: str
     is_replacement: bool
     shapes: dict[str, tuple[tuple[int, ...], str]]  # path -> shape, data type
-    rng: list[bytes]
 
 
 def resync(
@@ -61,13 +60,7 @@ def resync(
             found.add(path, held)
     except OptionError as error:
         problem = str(error)
-    generators = replicas.digests({}, rng=True) if rng else []
-    offer = _Offer(
-        problem,
-        is_replacement,
-        found.shapes,
-        [state.digest for state in generators],
-    )
+    offer = _Offer(problem, is_replacement, found.shapes)
     offers: list[Any] = [None] * len(members)
     dist.all_gather_object(offers, offer, group=group)
     by_rank: dict[int, _Offer] = dict(zip(members, offers, strict=True))
@@ -80,8 +73,8 @@ def resync(
     num_bytes = _broadcast(moved, chosen, group)
     for state in states:
         state.load()
-    wanting = RankSet(rank for rank, each in by_rank.items() if each.is_replacement or each.rng != by_rank[chosen].rng)
-    wanting -= RankSet([chosen])
+    # other ranks go on with numbers of their own, which dropout and shuffling on replicas need
+    wanting = RankSet(rank for rank, each in by_rank.items() if each.is_replacement and rank != chosen)
     if rng and wanting:
         _bring_rng(chosen, wanting, group)
     rest = members - RankSet([chosen])
