@@ -65,15 +65,17 @@ class CellRun:
         label: What tracebacks call it.
         ranks: Ranks it runs on.
         world_size: Ranks of the cluster.
+        began_ns: When its node began it; 0 for a cell that this notebook submits.
     """
 
-    def __init__(self, cell: int, label: str, ranks: RankSet, world_size: int) -> None:
+    def __init__(self, cell: int, label: str, ranks: RankSet, world_size: int, *, began_ns: int = 0) -> None:
         self.result = CellResult(cell, label, ranks, world_size)
         self.watch = watch.Watch(ranks)
         self.bars: dict[tuple[int, str, int], Bar] = {}
         #: Output that floods and is held back: (ranks, number of lines so far, newest line).
         self.held: list[tuple[RankSet, int, str]] = []
-        self.submitted_ns = 0
+        self.submitted_ns = began_ns
+        self._is_told = bool(began_ns)  # and may be long over: the node says when it ended
         self.changed = False
         self.signalled = False
         self._times: dict[int, tuple[int, int]] = {}
@@ -112,6 +114,8 @@ class CellRun:
                 self.changed = True
             case m.Progress():
                 self._move(message)
+            case m.Notice():
+                self.result.notices[message.words] = message.ranks
             case m.Replies():
                 return self._take(message.replies)
             case m.CellDone():
@@ -186,7 +190,12 @@ class CellRun:
         for rank in self.watch.running:  # ended before the cell reached them
             actions += self.tell(watch.Exited(rank))
         self.result.spans = RawSpans(
-            self.submitted_ns, perf_counter_ns(), self._times, message.spans, message.strings, message.spans_lost
+            self.submitted_ns,
+            message.done_ns if self._is_told else perf_counter_ns(),
+            self._times,
+            message.spans,
+            message.strings,
+            message.spans_lost,
         )
         return actions
 

@@ -50,6 +50,7 @@ class VerbOptions:
     verb: str
     words: tuple[str, ...] = ()
     start: StartOptions | None = None
+    of_all: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Verb:
     usage: str
     help: str
     max_words: int = 0
+    has_all: bool = False
 
 
 VERBS: dict[str, Verb] = {
@@ -66,8 +68,13 @@ VERBS: dict[str, Verb] = {
         "start [RANKS] [--mesh dp=2,tp=2] [--name NAME] [--threads N] [--idle-timeout SECONDS] [--launcher local]",
         "start ranks; without a number one per GPU, else one per core up to 4",
     ),
-    "stop": Verb("stop", "end the cluster; names on the ranks are lost"),
-    "status": Verb("status", "one row per rank: node, process, device, state, memory"),
+    "stop": Verb("stop [--all]", "end the cluster, or all of yours; names on the ranks are lost", has_all=True),
+    "status": Verb(
+        "status [--all]", "one row per rank: node, process, device, state, memory; or per cluster", has_all=True
+    ),
+    "attach": Verb("attach [NAME]", "take a cluster that runs, after a kernel restart for example; names are kept", 1),
+    "detach": Verb("detach", "let go of the cluster; it goes on until %hpc attach or its idle timeout"),
+    "join": Verb("join", "show the cell that still runs, from its beginning, until it ends"),
     "interrupt": Verb("interrupt", "stop the cell that runs; names are kept"),
     "recover": Verb("recover", "build the process groups again"),
     "timing": Verb("timing [breakdown|timeline]", "where the time of the last cell went, as plots", 1),
@@ -152,6 +159,8 @@ def parse_hpc(line: str) -> VerbOptions:
         return VerbOptions("help", (verb,))
     if verb == "start":
         return VerbOptions(verb, start=_parse_start(rest))
+    of_all = VERBS[verb].has_all and "--all" in rest
+    rest = [word for word in rest if not (of_all and word == "--all")]
     for word in rest:
         if word.startswith("-"):
             _fail(f"%hpc {verb} has no option {word!r}; write  %hpc {VERBS[verb].usage}")
@@ -163,7 +172,7 @@ def parse_hpc(line: str) -> VerbOptions:
         _fail(f"%hpc timing has no plot {rest[0]!r}; there are breakdown, timeline")
     if verb == "logs" and rest and not rest[0].isdecimal():
         _fail(f"%hpc logs {rest[0]}: a rank is a number, for example  %hpc logs 0")
-    return VerbOptions(verb, tuple(rest))
+    return VerbOptions(verb, tuple(rest), of_all=of_all)
 
 
 def _parse_start(words: list[str]) -> StartOptions:
@@ -239,4 +248,5 @@ def cell_flags() -> list[str]:
 
 def verb_words(verb: str) -> list[str]:
     """What may follow a verb of ``%hpc``, for completion."""
-    return {"start": list(_START_FLAGS), "timing": ["breakdown", "timeline"], "help": list(VERBS)}.get(verb, [])
+    words = {"start": list(_START_FLAGS), "timing": ["breakdown", "timeline"], "help": list(VERBS)}
+    return words.get(verb, ["--all"] if verb in VERBS and VERBS[verb].has_all else [])

@@ -39,7 +39,7 @@ def reply(rank, **changes):
 
 
 def done(*replies, **changes):
-    fields = {"spans": {}, "strings": {}, "spans_lost": {}, **changes}
+    fields = {"spans": {}, "strings": {}, "spans_lost": {}, "done_ns": 0, **changes}
     return m.CellDone(5, list(replies), **fields)
 
 

@@ -68,7 +68,7 @@ def test_start_lines():
         ("start --mesh", r"--mesh needs a value: axis names and sizes"),
         ("start --idle-timeout never", r"--idle-timeout never: this is a number of seconds, for example 30"),
         ("stop now", r"%hpc stop does not take 'now'; write  %hpc stop"),
-        ("status --all", r"%hpc status has no option '--all'"),
+        ("recover --all", r"%hpc recover has no option '--all'"),
         ("timing bubble", r"no plot 'bubble'; there are breakdown, timeline"),
         ("logs x", r"%hpc logs x: a rank is a number"),
         ("help strat", r"no verb 'strat'"),
