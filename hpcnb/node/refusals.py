@@ -41,7 +41,7 @@ class Refusals:
         Args:
             peer: Who, for example ``process 17``.
             kind: What for; the same for all that a person need not tell apart.
-            words: More about this one; cut, since a peer may have written it.
+            words: More about this one; cut and escaped, since a peer may have written it.
         """
         key = (peer, kind)
         if key not in self._counts and len(self._counts) >= _MOST_KINDS:
@@ -49,7 +49,7 @@ class Refusals:
         self._counts[key] += 1
         if key not in self._told:
             self._told[key] = 1
-            self._log.warning("refused %s: %s (%s)", *key, words[:200].encode("ascii", "backslashreplace").decode())
+            self._log.warning("refused %s: %s (%s)", *key, ascii(words[:200])[1:-1])
         self._due_s = min(self._due_s, self._clock() + _PERIOD_S)
 
     def tick(self) -> None:
