@@ -13,8 +13,9 @@ import select
 import signal
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 from zmq.utils import z85
 
@@ -202,11 +203,16 @@ def _spec_of(packed: bytes, folder: RunFolder) -> AgentSpec:
     return spec
 
 
-def _check_private(path: Any, is_kind: Any) -> None:
-    _check_status(path, path.lstat(), is_kind)
+def _check_private(path: Path, is_kind: Callable[[int], bool]) -> None:
+    try:
+        status = path.lstat()
+    except PermissionError as error:
+        msg = f"{path} cannot be looked at: {error.strerror}; set HPCNB_RUNTIME_DIR to a folder of yours"
+        raise LinkError(msg) from error
+    _check_status(path, status, is_kind)
 
 
-def _check_status(path: Any, status: os.stat_result, is_kind: Any) -> None:
+def _check_status(path: Path, status: os.stat_result, is_kind: Callable[[int], bool]) -> None:
     mode = stat.S_IMODE(status.st_mode)
     if not is_kind(status.st_mode) or status.st_uid != os.getuid() or mode & 0o077:
         wanted, command = ("a folder of mode 0700", 700) if is_kind is stat.S_ISDIR else ("a file of mode 0600", 600)

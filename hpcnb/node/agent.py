@@ -163,8 +163,8 @@ class Agent:
             return
         try:
             owner = os.pidfd_open(pid)
-        except OSError as error:
-            LOG.warning("process %d, which the notebook belongs to, cannot be watched: %s", pid, error)
+        except (OSError, OverflowError) as error:
+            self._refusals.note("a notebook", "names a server that cannot be watched", f"process {pid}: {error}")
             return
         if self._owner >= 0:
             self._disown()
