@@ -78,6 +78,19 @@ def start(shell: InteractiveShell, cluster: Cluster) -> None:
         show(words, update=True)
     else:
         print(words)
+    _tell_of_others()
+
+
+def _tell_of_others() -> None:
+    """A cluster that an earlier kernel left behind holds memory and GPUs: say so, and how to take or end it."""
+    from hpcnb.cluster.attach import clusters as all_clusters
+
+    for row in all_clusters():
+        if row.state == "running" and not row.notebooks:
+            print(
+                f"cluster {row.name!r} ({row.num_ranks} rank{'s' if row.num_ranks > 1 else ''}, no notebook) is also "
+                f"running:  %hpc stop  and then  %hpc attach {row.key}  takes it instead,  %hpc stop --all  ends both"
+            )
 
 
 def _warm_plots() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import psutil
@@ -188,3 +190,25 @@ def test_nothing_is_left_when_the_server_is_killed(runtime_root, kernel_first):
         server.communicate()
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL) if pid else None
+
+
+def test_verbs_about_all_clusters(kernel):
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # without the clusters of other tests
+        kernel.run(f"import os; os.environ['HPCNB_RUNTIME_DIR'] = {folder!r}")
+        kernel.run("%load_ext hpcnb")
+        assert "no cluster of yours is running on this machine" in kernel.run("%hpc status --all")
+        assert "no cluster of yours is running on this machine" in kernel.run("%hpc attach")
+        kernel.run("%hpc start 2 --name mine")
+        shown = kernel.run("%hpc status --all")
+        assert shown.startswith("1 cluster on this machine\nname  ranks  mesh  node")
+        assert re.search(r"^mine  2      dp=2  \S+ +running  \d+ s ago +1$", shown, re.MULTILINE)
+        shown = kernel.run("%hpc detach")
+        assert shown == "cluster 'mine' goes on without this notebook;  %hpc attach mine  takes it again\n"
+        assert "no cluster is running; start one" in kernel.run("%hpc join")
+        assert "cluster 'mine' (2 ranks, no notebook) is also running:" in kernel.run("%hpc start 1 --name other")
+        kernel.run("%hpc stop")
+        assert "no cluster 'other' is running; there is mine" in kernel.run("%hpc attach other")
+        kernel.run("%hpc attach mine")
+        assert kernel.run("%hpc stop --all") == "cluster 'mine' stopped\n"
+        assert "no cluster is running; start one" in kernel.run("%hpc status")
+        assert kernel.run("%hpc stop --all") == "no cluster of yours is running on this machine\n"
