@@ -56,7 +56,7 @@ def say_odd(folder: RunFolder, rng: random.Random, count: int) -> None:
                     peer.send(hello)
                 for _ in range(min(BATCH, count - start)):
                     packed = fuzz.message(rng)
-                    if not fuzz.ends_cluster(packed):
+                    if not fuzz.is_obeyed(packed):
                         peer.send(packed)
                 peer.send(hello)
                 peer.send(m.encode(m.Ask(777, "cluster", 0)))

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hpcnb.cluster import cluster as clusters_module
 from hpcnb.cluster.cell_run import CellView
-from hpcnb.cluster.cluster import Cluster
+from hpcnb.cluster.cluster import Cluster, held
 from hpcnb.cluster.node import Node
 from hpcnb.cluster.running import Found, RunningAgent, find, read_spec
 from hpcnb.core.errors import ClusterStateError, LaunchError, LinkError, OptionError, VersionMismatch
@@ -117,9 +116,9 @@ def _choose(name: str | None) -> tuple[Found, AgentSpec]:
         except LinkError as error:
             problems.append(error)
     meant = [(found, spec) for found, spec in known if name in (None, spec.cluster_name, found.key)]
-    held = {cluster.key for cluster in clusters_module.held()}
+    here = {cluster.key for cluster in held()}
     for found, spec in meant:
-        if found.key in held:
+        if found.key in here:
             msg = (
                 f"this notebook has cluster {spec.cluster_name!r} already ({_words(found, spec)}); to take another one "
                 "first type  %hpc detach  (it goes on) or  %hpc stop  (it ends)"
@@ -220,7 +219,7 @@ def stop_all() -> list[ClusterRow]:
     deadline_s = time.monotonic() + _STOP_S
     rows = [_stopped(found, row, told.get(found.key), deadline_s) for found, row in all_found]
     keys = {row.key for row in rows if row.state != "starting"}
-    for cluster in clusters_module.held():
+    for cluster in held():
         if cluster.key in keys:
             cluster.stop()  # this notebook's own hold on it
     return rows

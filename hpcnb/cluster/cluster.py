@@ -506,7 +506,7 @@ class Cluster:
                 f"others with  --on ~({dead})  or start again with  %hpc stop  and  %hpc start {self.world_size}"
             )
             raise ClusterStateError(msg)
-        if busy := RankSet(self._busy) & ranks:
+        if busy := RankSet(list(self._busy)) & ranks:  # the link thread changes it
             msg = (
                 f"{busy.words()} still run{'s' if len(busy) == 1 else ''} an earlier cell; "
                 "type %hpc interrupt to stop it, %hpc join to see it, or choose other ranks with --on"

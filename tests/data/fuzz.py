@@ -63,14 +63,16 @@ def message(rng: random.Random) -> bytes:
     return bytes(msgpack.packb([name, *rng.choices(odd, k=rng.randrange(12))]))
 
 
-def ends_cluster(packed: bytes) -> bool:
-    """Whether a frame is, by chance, what a notebook says to end a cluster, or a cell that can be run."""
+def is_obeyed(packed: bytes) -> bool:
+    """Whether a frame is, by chance, what a notebook may say: to end a cluster, run a cell, name its server."""
     try:
         found = m.decode(packed)
     except m.MessageError:
         return False
-    return isinstance(found, m.Shutdown | m.RunCell | m.CallFunction | m.Rebuild | m.Recording) or (
-        isinstance(found, m.Ask) and found.question == "leave"
+    return (
+        isinstance(found, m.Shutdown | m.RunCell | m.CallFunction | m.Rebuild | m.Recording)
+        or (isinstance(found, m.Ask) and found.question == "leave")
+        or (isinstance(found, m.Hello) and found.owner_pid != 0)
     )
 
 

@@ -293,6 +293,23 @@ def test_an_agent_that_was_killed_is_listed_once_and_removed(alone):
         hpcnb.attach("gone")
 
 
+def test_nobody_but_the_agent_holds_its_lock(alone):
+    with Cluster(1) as cluster:
+        agent = psutil.Process(cluster._node.agent.pid)
+
+        def holds(process):
+            return sum(os.path.samefile(path, cluster._node.folder.lock) for path in descriptors(process))
+
+        def descriptors(process):
+            return [path for path in Path(f"/proc/{process.pid}/fd").iterdir() if path.exists()]
+
+        assert holds(agent) == 1
+        family = agent.children(recursive=True)
+        assert len(family) >= 4  # template, store, rank, controller
+        assert [holds(child) for child in family] == [0] * len(family)
+        assert holds(psutil.Process()) == 0
+
+
 def test_a_folder_of_a_cluster_that_is_about_to_start_is_left_alone(alone):
     folder = RunFolder.create("soon")
     assert [(each.name, each.state) for each in hpcnb.clusters()] == [("soon", "unreadable")]  # no spec yet

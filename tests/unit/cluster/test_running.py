@@ -97,7 +97,7 @@ def test_a_file_with_bytes_changed_is_believed_or_refused(data):
         new_spec(folder).save(folder.spec)
         packed = bytearray(folder.spec.read_bytes())
         for _ in range(data.draw(st.integers(1, 4))):
-            packed[data.draw(st.integers(0, len(packed) - 1))] = data.draw(st.integers(0, 255))
+            packed[data.draw(st.integers(0, 10_000)) % len(packed)] = data.draw(st.integers(0, 255))
         folder.spec.write_bytes(packed)
         try:
             assert read_spec(folder).link_address == f"ipc://{folder.link_socket}"
