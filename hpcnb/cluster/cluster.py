@@ -242,6 +242,7 @@ class Cluster:
         """Let go: the cluster goes on, with all names, until its idle timeout; ``hpcnb.attach`` takes it again."""
         if (node := self._let_go()) is not None:
             node.let_go()
+            self._inbox.put(watch.GraceOver())  # whoever waits for a cell hears nothing more
 
     def leave(self) -> None:
         """Stop the cluster, but let go of it if other notebooks are connected."""

@@ -207,7 +207,7 @@ def test_two_notebooks_that_begin_a_cell_at_the_same_moment_are_told_apart(alone
             other._another_began = lambda began: None  # as if it had not heard of it yet
             background = threading.Thread(target=lambda: cluster.run("import time; time.sleep(1)"))
             background.start()
-            wait_until(lambda: cluster._busy)
+            wait_until(lambda: cluster.describe()["running"])
             with pytest.raises(ClusterStateError, match=r"number 1 is taken|another notebook began"):
                 other.run("1")
             wait_until(lambda: not other._busy)
@@ -244,6 +244,28 @@ def test_detach_and_attach_in_one_process(alone):
     assert again.client[:]["x"] == [5]
     again.stop()
     assert hpcnb.clusters() == []
+
+
+def test_detach_while_a_cell_runs(alone):
+    cluster = Cluster(1, name="mine").start()
+    raised = []
+
+    def run():
+        try:
+            cluster.run("import time\nfor i in range(10**6): time.sleep(0.01)")
+        except ClusterStateError as error:
+            raised.append(str(error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    wait_until(lambda: cluster.describe()["running"])
+    cluster.detach()
+    thread.join(20)
+    assert "is not running" in raised[0]
+    again = hpcnb.attach()
+    again.interrupt()
+    assert again.join().errors[0].ename == "KeyboardInterrupt"
+    again.stop()
 
 
 def test_a_name_that_fits_none_or_several(alone):
@@ -298,7 +320,7 @@ def test_nobody_but_the_agent_holds_its_lock(alone):
         agent = psutil.Process(cluster._node.agent.pid)
 
         def holds(process):
-            return sum(os.path.samefile(path, cluster._node.folder.lock) for path in descriptors(process))
+            return sum(path.samefile(cluster._node.folder.lock) for path in descriptors(process))
 
         def descriptors(process):
             return [path for path in Path(f"/proc/{process.pid}/fd").iterdir() if path.exists()]
