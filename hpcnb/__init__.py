@@ -28,15 +28,19 @@ __all__ = [
     "Cluster",
     "HpcnbError",
     "Timeline",
+    "attach",
+    "clusters",
     "current",
     "load_ipython_extension",
     "panel",
+    "stop_all",
     "unload_ipython_extension",
 ]
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from hpcnb.cluster.attach import attach, clusters, stop_all
     from hpcnb.cluster.cluster import Cluster, current
     from hpcnb.cluster.result import CellResult
     from hpcnb.core.errors import CellFailed, HpcnbError
@@ -45,6 +49,9 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "Cluster": "hpcnb.cluster.cluster",
+    "attach": "hpcnb.cluster.attach",
+    "clusters": "hpcnb.cluster.attach",
+    "stop_all": "hpcnb.cluster.attach",
     "current": "hpcnb.cluster.cluster",
     "CellResult": "hpcnb.cluster.result",
     "CellFailed": "hpcnb.core.errors",

@@ -67,6 +67,7 @@ class CellRun:
         ranks: Ranks it runs on.
         world_size: Ranks of the cluster.
         grace_s: Ranks that wait in vain for so long are released.
+        began_ns: When its node began it; 0 for a cell that this notebook submits.
         clock: Monotonic seconds.
     """
 
@@ -78,6 +79,7 @@ class CellRun:
         world_size: int,
         *,
         grace_s: float = watch.GRACE_S,
+        began_ns: int = 0,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.result = CellResult(cell, label, ranks, world_size)
@@ -87,7 +89,8 @@ class CellRun:
         self.bars: dict[tuple[int, str, int], Bar] = {}
         #: Output that floods and is held back: (ranks, number of lines so far, newest line).
         self.held: list[tuple[RankSet, int, str]] = []
-        self.submitted_ns = 0
+        self.submitted_ns = began_ns
+        self._is_told = bool(began_ns)  # and may be long over: the node says when it ended
         self.changed = False
         self.signalled = False
         self._times: dict[int, tuple[int, int]] = {}
@@ -139,6 +142,8 @@ class CellRun:
                 return self.tell(watch.BoundaryFound(message.found, self._clock()))
             case m.Seen():
                 return self._locate(message)
+            case m.Notice():
+                self.result.notices[message.words] = message.ranks
             case m.Replies():
                 return self._take(message.replies)
             case m.CellDone():
@@ -241,7 +246,12 @@ class CellRun:
         for rank in self.watch.running:  # ended before the cell reached them
             actions += self.tell(watch.Exited(rank, self._clock()))
         self.result.spans = RawSpans(
-            self.submitted_ns, perf_counter_ns(), self._times, message.spans, message.strings, message.spans_lost
+            self.submitted_ns,
+            message.done_ns if self._is_told else perf_counter_ns(),
+            self._times,
+            message.spans,
+            message.strings,
+            message.spans_lost,
         )
         return actions
 

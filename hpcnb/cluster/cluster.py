@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import itertools
-import os
 import threading
 import time
 import weakref
@@ -14,7 +12,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from hpcnb.cluster import asking, check, machine, recovery, waiting
+from hpcnb.cluster import asking, check, leaving, machine, recovery, waiting
 from hpcnb.cluster.cell_run import CellRequest, CellRun, CellView
 from hpcnb.cluster.launchers import local
 from hpcnb.cluster.node import Node
@@ -22,7 +20,7 @@ from hpcnb.cluster.result import CellResult
 from hpcnb.core import lifecycle, replicas, watch
 from hpcnb.core import messages as m
 from hpcnb.core.errors import ClusterStateError, LaunchError, OptionError, TransferError
-from hpcnb.core.launch import IDLE_TIMEOUT_S, RunFolder
+from hpcnb.core.launch import IDLE_TIMEOUT_S, AgentSpec, RunFolder
 from hpcnb.core.mesh import MeshSpec
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.selection import SelectionContext, select
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
     from hpcnb.cluster.check import CheckResult
     from hpcnb.timing.timeline import Timeline
 
-__all__ = ["Cluster", "current", "starting"]
+__all__ = ["Cluster", "current", "held", "starting"]
 
 #: Launchers by the word a person types; each file of ``launchers/`` is one.
 LAUNCHERS = ("local",)
@@ -159,8 +157,8 @@ class Cluster:
             raise ClusterStateError(msg)
         self._reset()
         # ahead of the launch: a start on a panel's thread does not outlive the notebook kernel either
-        atexit.register(_stop_at_exit, weakref.ref(self), os.getpid())
-        global _latest, _starting  # noqa: PLW0603 - magics run on the cluster that was started last
+        leaving.at_exit(self)
+        global _starting  # noqa: PLW0603 - a panel shows how far it is
         _starting = weakref.ref(self)
         began_s = time.perf_counter()
 
@@ -178,8 +176,46 @@ class Cluster:
             self.stop()
             raise
         self.start_stages.append(f"{self.world_size} ranks ready {time.perf_counter() - began_s:.1f} s")
-        _latest = weakref.ref(self)
+        self._take_hold()
         return self
+
+    @classmethod
+    def of_spec(cls, spec: AgentSpec) -> Self:
+        """A cluster that was started elsewhere; :meth:`connect` takes hold of it."""
+        return cls(
+            spec.world_size, mesh=spec.mesh, name=spec.cluster_name, idle_timeout_s=spec.idle_timeout_s,
+            threads_per_rank=spec.threads_per_rank, environment=spec.environment, record=spec.record,
+        )  # fmt: skip
+
+    def connect(self, open_node: Callable[[Callable[[m.Message], None]], Node]) -> None:
+        """Take hold of the running cluster; ``open_node`` makes the link, given what hears its messages.
+
+        Raises:
+            LaunchError: It does not answer, or is not ready in time.
+            VersionMismatch: It runs another version of hpcnb or Python.
+        """
+        self._reset()
+        leaving.at_exit(self)
+        try:
+            self._node = open_node(self._on_message)
+            self._state = waiting.await_ready(
+                self._node, self._inbox, self._state, timeout_s=self._start_timeout_s, on_stage=self.start_stages.append
+            )
+        except BaseException:
+            self.detach()
+            raise
+        self._take_hold()
+
+    def _take_hold(self) -> None:
+        global _latest  # noqa: PLW0603 - magics run on the cluster that was started or attached to last
+        _latest = weakref.ref(self)
+        _held.add(self)
+
+    @property
+    def key(self) -> str:
+        """Name of its folder, which tells it from others of the same name; "" if it is not running."""
+        node = self._node
+        return node.folder.path.name if node is not None else ""
 
     def _launch(self) -> Node:
         folder = RunFolder.create(self.name)
@@ -196,7 +232,7 @@ class Cluster:
             idle_timeout_s=self._idle_timeout_s, environment=self._environment, record=self._record,
         )  # fmt: skip
         spec.save(folder.spec)
-        return Node(spec, folder, python=self._python, on_message=self._on_message)
+        return Node.launch(spec, folder, python=self._python, on_message=self._on_message)
 
     def _reset(self) -> None:
         self._state = lifecycle.Lifecycle(self.world_size)
@@ -210,13 +246,33 @@ class Cluster:
 
     def stop(self) -> None:
         """End ranks, agent and controller, and remove what they left. Does nothing if not started."""
+        if (node := self._let_go()) is not None:
+            node.stop("stopped from the notebook")
+
+    def detach(self) -> None:
+        """Let go: the cluster goes on, with all names, until its idle timeout; ``hpcnb.attach`` takes it again."""
+        if (node := self._let_go()) is not None:
+            node.let_go()
+            self._inbox.put(watch.LetGo())  # whoever waits for a cell hears nothing more
+
+    def leave(self) -> None:
+        """Stop the cluster, but let go of it if other notebooks are connected."""
+        if (node := self._let_go()) is not None:
+            node.leave("its last notebook ended")
+
+    def end_soon(self) -> None:
+        """Tell the agent that this notebook will end and will not come back; returns at once, from any thread."""
+        if (node := self._node) is not None:
+            node.link.send(m.Ask(0, "leave", 0))
+
+    def _let_go(self) -> Node | None:
         with self._lock:
             node, self._node = self._node, None
             client, self._client = self._client, None
         if client is not None:
             client.close()
-        if node is not None:
-            node.stop("stopped from the notebook")
+        _held.discard(self)
+        return node
 
     def __enter__(self) -> Self:
         return self if self._node is not None else self.start()
@@ -239,6 +295,13 @@ class Cluster:
         elif isinstance(message, m.RankExited) and not message.expected:
             self._exited[message.rank] = message
             self._busy.pop(message.rank, None)
+        elif isinstance(message, m.Welcome):
+            self._generation = message.generation
+            self._numbers = itertools.count(max(next(self._numbers), message.last_cell + 1))
+        elif isinstance(message, m.CellBegan):
+            self._another_began(message)
+        elif isinstance(message, m.CellRefused):
+            self._free(message.cell)
         elif isinstance(message, m.Replies | m.CellDone):
             done = isinstance(message, m.CellDone)
             answered = {fields[1] for fields in message.replies}  # the rank, see CellReply
@@ -248,6 +311,18 @@ class Cluster:
         self._inbox.put(message)
         if self._rejoining is not None:
             self._rejoining.put(message)
+
+    def _another_began(self, began: m.CellBegan) -> None:
+        """A cell of another notebook: its number is taken, its ranks are busy."""
+        self._numbers = itertools.count(max(next(self._numbers), began.cell + 1))
+        self._free(began.cell)  # ours of this number, if there was one, has been refused
+        for rank in began.ranks:
+            self._busy[rank] = max(began.cell, self._busy.get(rank, 0))
+
+    def _free(self, cell: int) -> None:
+        for rank, running in list(self._busy.items()):
+            if running == cell:
+                self._busy.pop(rank, None)
 
     def _running_node(self) -> Node:
         if self._node is None or self._state.phase != "running":
@@ -324,10 +399,10 @@ class Cluster:
         except Exception as error:
             msg = f"cannot send {getattr(function, '__name__', function)!r} and its arguments to the ranks: {error}"
             raise TransferError(msg) from error
-        name = getattr(function, "__name__", "a function")
+        label = f"call of {getattr(function, '__name__', 'a function')}"
         result = self._wait(
             self._submitted(
-                lambda cell, ranks: m.CallFunction(cell, ranks, payload, 1000, 100_000), on=on, label=f"call of {name}"
+                lambda cell, ranks: m.CallFunction(cell, ranks, payload, 1000, 100_000, label), on=on, label=label
             )
         )
         result.raise_for_errors()
@@ -361,14 +436,7 @@ class Cluster:
             self._is_broken = not recovery.mend(self)[0]
         with self._on_ranks(make, ranks, timeout_s=timeout_s, view=view, label=label) as pending:
             yield pending
-        result = pending.result
-        if result.is_broken:
-            self._is_broken = True
-            result.recovery = self._recover_from(result)
-        self.last_result = result
-        self._history.append(result)
-        if view is not None:
-            view.finish(pending.run, result)
+        self._conclude(pending.run, view)
 
     def _recover_from(self, result: CellResult) -> list[str]:
         ended = RankSet(result.exits)
@@ -405,12 +473,9 @@ class Cluster:
                 run.submitted_ns = time.perf_counter_ns()
                 self._send_cell(node, message, cell, ranks)
                 yield waiting.CellWait(run, node, self._inbox, timeout_s=timeout_s, view=view)
-            result = run.finish(flood_file=lambda rank: str(node.folder.flood(cell, rank)))
+            self._settle(run, node)
             if run.watch.timed_out:
-                result.timeout_s = timeout_s
-            if result.busy:
-                states = {row["rank"]: row["state"] for row in self.status() if row["rank"] in result.busy}
-                result.busy_states = states | result.busy_states
+                run.result.timeout_s = timeout_s
         finally:
             self._run_lock.release()
 
@@ -454,6 +519,61 @@ class Cluster:
         finally:
             self._rejoining = None
 
+    def _settle(self, run: CellRun, node: Node) -> None:
+        """The wait is over: complete the result."""
+        result = run.finish(flood_file=lambda rank: str(node.folder.flood(run.result.cell, rank)))
+        if result.busy:
+            states = {row["rank"]: row["state"] for row in self.status() if row["rank"] in result.busy}
+            result.busy_states = states | result.busy_states
+
+    def _conclude(self, run: CellRun, view: CellView | None) -> CellResult:
+        """Mend what the cell broke, keep its result, show it."""
+        result = run.result
+        if result.is_broken:
+            self._is_broken = True
+            result.recovery = self._recover_from(result)
+        self.last_result = result
+        self._history.append(result)
+        if view is not None:
+            view.finish(run, result)
+        return result
+
+    def join(self, view: CellView | None = None) -> CellResult:
+        """Show a cell that another notebook, or an earlier life of this one, has begun; waits until it ends.
+
+        What it said so far comes first. Ctrl-C interrupts the cell. Cells that have ended while no notebook followed
+        them come before one that runs.
+
+        Raises:
+            ClusterStateError: No such cell, or a cell of this notebook is running.
+        """
+        described = self.describe()
+        cells = [*described["unseen"], *described["running"]]
+        if not cells:
+            msg = "no cell is running on this cluster, and none has ended unseen; %hpc status shows the ranks"
+            raise ClusterStateError(msg)
+        return self.follow(cells[0]["cell"], view)
+
+    def follow(self, cell: int, view: CellView | None = None) -> CellResult:
+        """The same for a cell by its number."""
+        node = self._running_node()
+        if not self._run_lock.acquire(blocking=False):
+            msg = "a cell of this notebook is running; wait for it, or type %hpc interrupt"
+            raise ClusterStateError(msg)
+        try:
+            self._inbox = waiting.Inbox()
+            node.link.send(m.Follow(cell))
+            began = waiting.await_began(node, self._inbox, cell)
+            run = CellRun(
+                cell, began.label, began.ranks, self.world_size, grace_s=self._grace_s, began_ns=began.began_ns
+            )
+            with waiting.sigint_as_event(run, self._inbox):
+                waiting.CellWait(run, node, self._inbox, timeout_s=None, view=view).wait()
+            self._settle(run, node)
+        finally:
+            self._run_lock.release()
+        return self._conclude(run, view)
+
     def _send_cell(self, node: Node, message: m.Message, cell: int, ranks: RankSet) -> None:
         self._busy.update(dict.fromkeys(ranks, cell))  # until they answer, however the wait ends
         try:
@@ -477,10 +597,10 @@ class Cluster:
                 f"others with  --on ~({dead})  or replace {them}:  %hpc restart-rank"
             )
             raise ClusterStateError(msg)
-        if busy := RankSet(self._busy) & ranks:
+        if busy := RankSet(list(self._busy)) & ranks:  # the link thread changes it
             msg = (
                 f"{busy.words()} still run{'s' if len(busy) == 1 else ''} an earlier cell; "
-                "type %hpc interrupt to stop it, %hpc status to see it, or choose other ranks with --on"
+                "type %hpc interrupt to stop it, %hpc join to see it, or choose other ranks with --on"
             )
             raise ClusterStateError(msg)
 
@@ -607,6 +727,11 @@ class Cluster:
         rows: list[dict[str, Any]] = self._running_node().ask("status")
         return rows
 
+    def describe(self) -> dict[str, Any]:
+        """The cluster as its agent sees it: name, notebooks connected, cells that run or ended unseen, idle time."""
+        described: dict[str, Any] = self._running_node().ask("cluster")
+        return described
+
     def logs(self, rank: int | None = None) -> str:
         """What a rank wrote outside of cells; without a rank, the log of the agent."""
         if rank is not None:
@@ -638,6 +763,7 @@ class Cluster:
 
 _latest: weakref.ref[Cluster] | None = None
 _starting: weakref.ref[Cluster] | None = None
+_held: weakref.WeakSet[Cluster] = weakref.WeakSet()
 
 
 def current() -> Cluster | None:
@@ -652,6 +778,6 @@ def starting() -> Cluster | None:
     return cluster if cluster is not None and cluster.starting else None
 
 
-def _stop_at_exit(cluster: weakref.ref[Cluster], pid: int) -> None:
-    if os.getpid() == pid and (alive := cluster()) is not None:
-        alive.stop()
+def held() -> list[Cluster]:
+    """Clusters that this process started or attached to, and has not let go."""
+    return [cluster for cluster in _held if cluster.running]

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 from hpcnb.cluster import asking
 from hpcnb.core import lifecycle, watch
 from hpcnb.core import messages as m
-from hpcnb.core.errors import LaunchError, LinkError, VersionMismatch
+from hpcnb.core.errors import ClusterStateError, LaunchError, LinkError, VersionMismatch
 from hpcnb.core.ranks import RankSet
 
 if TYPE_CHECKING:
     from hpcnb.cluster.cell_run import CellRun, CellView
     from hpcnb.cluster.node import Node
 
-__all__ = ["CellWait", "Inbox", "await_ranks", "await_ready", "sigint_as_event"]
+__all__ = ["CellWait", "Inbox", "await_began", "await_ranks", "await_ready", "sigint_as_event"]
 
 #: Waits look around so often when nothing arrives.
 _TICK_S = 0.05
@@ -106,6 +106,23 @@ def await_ready(
                 elif isinstance(action, lifecycle.Fail):
                     _raise_failure(action, state.world_size)
     return state
+
+
+def await_began(node: Node, inbox: Inbox, cell: int) -> m.CellBegan:
+    """Wait for the beginning of what the agent has kept of a cell; what came before it is there once more.
+
+    Raises:
+        ClusterStateError: Nothing is kept of this cell.
+        LinkError: The agent is gone.
+    """
+    while True:
+        message = inbox.take(_TICK_S)
+        if message is None:
+            node.check()
+        elif isinstance(message, m.CellBegan) and message.cell == cell:
+            return message
+        elif isinstance(message, m.CellRefused) and message.cell == cell:
+            raise ClusterStateError(message.reason)
 
 
 def _raise_failure(failure: lifecycle.Fail, world_size: int) -> None:
@@ -210,6 +227,10 @@ class CellWait:
         elif isinstance(message, m.Farewell):
             msg = f"the cluster ended: {message.reason}; type  %hpc stop  and then  %hpc start"
             raise LinkError(msg)
+        elif isinstance(message, m.CellRefused | m.CellBegan) and message.cell == self.result.cell:
+            # two notebooks at the same moment: what follows under this number is the other's
+            msg = message.reason if isinstance(message, m.CellRefused) else f"another notebook began {message.label}"
+            raise ClusterStateError(msg)
         else:
             actions = self.run.feed(message) if isinstance(message, m.Message) else self.run.tell(message)
         self._deadline_s += self._asker.step(message)  # who waits for a person does not use up the cell's time

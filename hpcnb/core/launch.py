@@ -51,6 +51,9 @@ class AgentSpec:
         is_local: All ranks are on this machine: nothing listens beyond loopback.
         controller_profile: Profile folder of a running ipyparallel controller to register with; "" starts one.
         controller_id: Its cluster id.
+        owner_pid: The Jupyter server, or whoever started the notebook kernel: when it has ended and no notebook is
+            connected, the cluster ends; 0 if there is none.
+        started_s: When it was launched, seconds since 1970.
     """
 
     cluster_name: str
@@ -72,6 +75,8 @@ class AgentSpec:
     is_local: bool = True
     controller_profile: str = ""
     controller_id: str = "hpcnb"
+    owner_pid: int = 0
+    started_s: float = 0.0
 
     def save(self, path: Path) -> None:
         """Write as JSON, readable by the owner only from its first byte on."""
@@ -160,6 +165,11 @@ class RunFolder:
     def spec(self) -> Path:
         """AgentSpec as JSON."""
         return self.path / "cluster.json"
+
+    @property
+    def lock(self) -> Path:
+        """Locked by the agent for its life; holds its process id. See :mod:`hpcnb.core.alive`."""
+        return self.path / "agent.lock"
 
     @property
     def agent_log(self) -> Path:

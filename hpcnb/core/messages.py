@@ -24,9 +24,11 @@ else:
         return lambda decorator: decorator
 
 
-PROTOCOL = 1
+PROTOCOL = 2
 #: No single message is larger; what is larger is refused before it is read into memory.
 MAX_MESSAGE_BYTES = 1 << 30
+#: A set of ranks in a message has no higher rank: walking over a set takes time that grows with its highest.
+_MAX_RANKS = 1 << 16
 
 
 class MessageError(ValueError):
@@ -42,12 +44,30 @@ class Message:
 
     __slots__ = ()
     _names: ClassVar[tuple[str, ...]] = ()
+    _kinds: ClassVar[tuple[tuple[type, ...], ...]] = ()
+
+
+#: What a field may hold when it arrives, by its annotation as far as the first bracket.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (float, int),
+    "str": (str,),
+    "bool": (bool,),
+    "bytes": (bytes,),
+    "list": (list,),
+    "dict": (dict,),
+    "RankSet": (RankSet,),
+    "Any": (object,),
+    "CellError": (dict, type(None)),
+}
+CellError = dict[str, Any] | None
 
 
 @dataclass_transform(frozen_default=True)
 def _message(cls: type[_M]) -> type[_M]:
     cls = dataclass(frozen=True, slots=True)(cls)
     cls._names = tuple(field.name for field in fields(cls))  # type: ignore[arg-type]
+    cls._kinds = tuple(_KINDS[str(field.type).split("[")[0]] for field in fields(cls))  # type: ignore[arg-type]
     _TYPES[cls.__name__] = cls
     return cls
 
@@ -60,9 +80,9 @@ def _default(value: object) -> object:
 
 
 def _extension(code: int, packed: bytes) -> object:
-    if code == 1:
+    if code == 1 and len(packed) <= _MAX_RANKS // 8:
         return RankSet.of_bytes(packed)
-    msg = f"unknown extension {code}"
+    msg = f"unknown extension {code} of {len(packed)} bytes"
     raise MessageError(msg)
 
 
@@ -88,12 +108,20 @@ def decode(packed: bytes | memoryview) -> Message:
     """Inverse of :func:`encode`.
 
     Raises:
-        MessageError: Not msgpack, no known type, or another number of fields.
+        MessageError: Not msgpack, no known type, another number of fields, or a field of another type.
     """
     try:
         decoded = msgpack.unpackb(packed, ext_hook=_extension, raw=False, strict_map_key=False)
         name, *values = decoded
-        return _TYPES[name](*values)
+        cls = _TYPES[name]
+        if len(values) != len(cls._names):
+            msg = f"{name} has the fields ({', '.join(cls._names)}), but {len(values)} came"
+            raise MessageError(msg)
+        for field, kinds, value in zip(cls._names, cls._kinds, values, strict=True):
+            if not isinstance(value, kinds):
+                msg = f"{name}.{field} cannot be a {type(value).__name__}"
+                raise MessageError(msg)
+        return cls(*values)
     except MessageError:
         raise
     except Exception as error:
@@ -106,16 +134,18 @@ def decode(packed: bytes | memoryview) -> Message:
 
 @_message
 class Hello(Message):
-    """First message of a notebook; the agent answers Welcome or Refused."""
+    """First message of a notebook; the agent answers Welcome or Refused, and hears nothing else before it."""
 
     protocol: int
     hpcnb_version: str
     python_version: str
+    role: str = "notebook"  # "look": asks questions only, is told nothing else, and keeps no cluster alive
+    owner_pid: int = 0  # the process whose end is the cluster's too, see AgentSpec
 
 
 @_message
 class Welcome(Message):
-    """The agent's answer: what it is."""
+    """The agent's answer: what it is, and how far its cluster has come."""
 
     protocol: int
     hpcnb_version: str
@@ -124,6 +154,8 @@ class Welcome(Message):
     agent_pid: int
     first_rank: int
     num_ranks: int
+    generation: int  # of process groups, as the last Rebuild said
+    last_cell: int  # highest number that a cell has had
 
 
 @_message
@@ -198,6 +230,42 @@ class CallFunction(Message):
     payload: bytes
     line_budget: int
     byte_budget: int
+    label: str  # what people call it, "call of f"
+
+
+@_message
+class CellRefused(Message):
+    """The agent's answer to a cell that it has not begun, since another notebook was faster, or to a vain Follow."""
+
+    cell: int
+    reason: str
+
+
+@_message
+class CellBegan(Message):
+    """A cell of another notebook has begun; also the first message that Follow brings."""
+
+    cell: int
+    label: str
+    ranks: RankSet
+    first_line: int
+    began_ns: int  # node's clock
+
+
+@_message
+class Follow(Message):
+    """Tell me all of this cell: CellBegan, what was said so far, and if it still runs what it says from now on."""
+
+    cell: int
+
+
+@_message
+class Notice(Message):
+    """Words about a cell for the person."""
+
+    cell: int
+    ranks: RankSet
+    words: str
 
 
 @_message
@@ -349,7 +417,9 @@ class Ask(Message):
     """A question that the agent answers itself (Answer), also while ranks are busy."""
 
     request: int
-    question: str  # "status" or "logs"
+    #: "status", "logs", "cluster", or "leave": the notebook ends, and so does the agent if there is no other; the
+    #: answer is how many others there are.
+    question: str
     argument: int  # logs: the rank, or -1 for the agent
 
 
@@ -444,6 +514,7 @@ class CellDone(Message):
     spans: dict[int, bytes]  # records of each rank, SPAN each
     strings: dict[int, list[str]]
     spans_lost: dict[int, int]
+    done_ns: int  # node's clock
 
 
 # --- rank -> agent -> notebook --------------------------------------------------------------------------------
@@ -565,7 +636,7 @@ class CellReply(Message):
     value_shown: bool  # it was sent as a rich display as well
     value_pickle: bytes  # empty unless asked for
     value_problem: str  # why the value cannot be pickled
-    error: dict[str, Any] | None  # see hpcnb.engine.failure
+    error: CellError  # see hpcnb.engine.failure
     notices: list[str]  # words for the person, for example a rebound `rank`
     is_broken: bool  # process groups must be built again before the rank can communicate
 

@@ -25,6 +25,7 @@ __all__ = [
     "Exited",
     "InterruptAsked",
     "InterruptRanks",
+    "LetGo",
     "Located",
     "LookAtRanks",
     "Looked",
@@ -115,13 +116,18 @@ class TimedOut:
 
 
 @dataclass(frozen=True)
+class LetGo:
+    """The notebook lets go of the cluster; nothing more will be heard."""
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time has passed."""
 
     at_s: float
 
 
-Event = Replied | Exited | Looked | Located | InterruptAsked | BoundaryFound | TimedOut | Tick
+Event = Replied | Exited | Looked | Located | InterruptAsked | BoundaryFound | TimedOut | LetGo | Tick
 
 
 @dataclass(frozen=True)
@@ -257,6 +263,8 @@ def advance(watch: Watch, event: Event) -> tuple[Watch, list[Action]]:  # noqa: 
         if event.found or watch.boundary_until_s == float("inf"):
             return watch, []
         return _interrupt_hard(watch, event.at_s)
+    if isinstance(event, LetGo):
+        return replace(watch, ended=True), [CellEnds(watch.running)]
     return _tick(watch, event.at_s)
 
 

@@ -15,9 +15,8 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from zlib import crc32
-
-import torch
 
 from hpcnb.core.board import (
     HISTORY,
@@ -33,6 +32,9 @@ from hpcnb.core.errors import CollectiveAborted, CollectiveError, CollectiveMism
 from hpcnb.core.messages import GroupMade, Message
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.spans import RingReader, RingWriter
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Channel", "Guard", "Signature"]
 

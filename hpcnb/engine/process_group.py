@@ -218,7 +218,7 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         began_ns = recorder.begin_wait(operation)
         try:
             yield
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again, in the words of a person
             recorder.end_wait(operation, began_ns, failed=True)
             explained = guard.explained(error, recorder.words(operation), recorder.seconds_since(began_ns))
             try:
@@ -313,7 +313,7 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         """Give the operation to the backend; what the backend refuses at once was never issued."""
         try:
             return getattr(self._inner, method)(*args, **kwargs)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again, in the words of a person
             channel = operation.channel
             if channel is not None:
                 self.guard.withdraw(channel, operation.stamp)

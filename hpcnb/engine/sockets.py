@@ -16,6 +16,7 @@ import struct
 import termios
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 __all__ = ["listening_ports", "moved_bytes", "quiesce", "shut"]
 
@@ -29,9 +30,9 @@ _TCP_INFO_BYTES = struct.Struct("<120xQQ")
 
 def _streams() -> Iterator[socket.socket]:
     """All TCP sockets of this process, as duplicates that are closed after use."""
-    for name in os.listdir("/proc/self/fd"):
+    for entry in Path("/proc/self/fd").iterdir():
         try:
-            descriptor = int(name)
+            descriptor = int(entry.name)
             if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 continue
             duplicate = socket.socket(fileno=os.dup(descriptor))

@@ -55,7 +55,7 @@ class RecordedWork(dist.Work):
         began_ns = recorder.begin_wait(operation)
         try:
             done: bool = self._wait_in_slices(*timeout) if self._in_slices else self._inner.wait(*timeout)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again, in the words of a person
             recorder.end_wait(operation, began_ns, failed=True)
             waited_s = (perf_counter_ns() - began_ns) / 1e9
             explained = self._guard.explained(error, recorder.words(operation), waited_s)

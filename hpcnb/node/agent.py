@@ -17,18 +17,24 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from hpcnb.core import alive
 from hpcnb.core import messages as m
 from hpcnb.core.board import Board
 from hpcnb.core.launch import AgentSpec, RunFolder
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.version import __version__
 from hpcnb.node import controller
+from hpcnb.node.journal import Journal
 from hpcnb.node.looks import Looks
 from hpcnb.node.memory import Memory
 from hpcnb.node.observer import Observer, words_of
+from hpcnb.node.orders import Order, Orders
+from hpcnb.node.presence import Presence
 from hpcnb.node.rank_process import RankProcess
+from hpcnb.node.refusals import Refusals
 from hpcnb.node.relay import CellMessage, CellRelay
 from hpcnb.node.server import LinkServer
 from hpcnb.node.stop import Stop
@@ -38,8 +44,6 @@ __all__ = ["Agent"]
 LOG = logging.getLogger(__name__)
 #: A rank that was asked to end gets so long before it is killed.
 _GRACE_S = 1.0
-#: Nobody has ever connected: the launch was given up.
-_UNCLAIMED_S = 120.0
 #: The controller's connection file is looked for so often.
 _STARTING_S = 0.02
 #: Ranks are looked at so often while a cell runs; an operation that takes longer than this is told of.
@@ -51,6 +55,8 @@ _ALARM_S = 2.0
 _NOTE_S = 0.5
 #: While ranks are asked to stop at a step, how far they are is looked at so often.
 _STOP_S = 0.001
+#: Numbers of cells have 31 bits in records of the span ring.
+_MOST_CELLS = 1 << 31
 
 
 class Agent:
@@ -84,25 +90,29 @@ class Agent:
         self._template_received = b""
         self._rendezvous = rendezvous
         self._clock = clock
-        self._server = LinkServer(spec)
+        self._lock = alive.hold(folder)  # after the template was forked: no child has it
+        self._refusals = Refusals(LOG, clock)
+        self._server = LinkServer(spec, self._refusals)
         self._board = Board(memory, spec.first_rank)
         self._ranks = {
             rank: RankProcess(rank, folder, self._board.ring(rank))
             for rank in range(spec.first_rank, spec.first_rank + spec.num_ranks)
         }
-        self._relay = CellRelay(self._ranks, self._server.send_all, clock)
+        self._relay = CellRelay(self._ranks, self._say, clock)
         self._observer = Observer(self._board, self._ranks)
         self._stop = Stop(self._board)
         self._looks = Looks(self._server.send_all, clock)
+        self._orders = Orders(self._ranks, self._stop, self._looks)
         self._observe_due_s = self._note_due_s = 0.0
         self._alarmed_until_s = 0.0
-        self._generation = 0
         self._restarts: dict[int, m.RestartRanks] = {}  # ranks to be forked again when they have ended
+        self._journal = Journal()
+        self._last_cell = self._generation = 0
         self._forking: list[int] = []
         self._memory = Memory(clock)
         self._history: list[m.Message] = []  # what a notebook that connects later must know
-        self._alone_since_s: float | None = self._clock()
-        self._claimed = False
+        self._presence = Presence(spec.idle_timeout_s, clock(), is_managed=bool(spec.controller_profile))
+        self._owner_pid = self._owner = -1
         self._ending: str | None = None
         self._controller: subprocess.Popen[bytes] | None = None
         self._controller_started_ns = 0
@@ -126,6 +136,7 @@ class Agent:
             self._watch(self._listener.fileno(), self._accept)
             self._watch(self._template.fileno(), self._hear_template)
             self._watch(self._parent, self._parent_gone)
+            self._belong_to(self._spec.owner_pid)
             for descriptor in self._server.descriptors:
                 self._watch(descriptor, lambda: None)  # read at every turn
             self._request(role="store")
@@ -147,7 +158,10 @@ class Agent:
         self._relay.tick(now_s)
         self._observe(now_s)
         self._looks.tick(now_s)
-        self._check_owners(now_s)
+        self._presence.count(len(self._server.notebooks), now_s)
+        if why := self._presence.over(now_s):
+            self._end(why)
+        self._refusals.tick()
         self._check_controller()
 
     def _timeout_s(self) -> float:
@@ -192,21 +206,34 @@ class Agent:
         if self._ending is None:
             self._ending = reason
 
-    def _check_owners(self, now_s: float) -> None:
-        if self._server.num_connections:
-            self._alone_since_s = None
+    def _belong_to(self, pid: int) -> None:
+        """The process whose end is ours once no notebook is connected: the Jupyter server that came last."""
+        if pid in (0, self._owner_pid):
             return
-        if self._alone_since_s is None:
-            self._alone_since_s = now_s
-        if not self._claimed and self._spec.controller_profile:
-            return  # started by ipyparallel's own Cluster, which also ends it
-        limit_s = self._spec.idle_timeout_s if self._claimed else _UNCLAIMED_S
-        if now_s - self._alone_since_s >= limit_s:
-            self._end(f"no notebook has been connected for {limit_s:.0f} s")
+        try:
+            owner = os.pidfd_open(pid)
+        except (OSError, OverflowError) as error:
+            self._refusals.note("a notebook", "names a server that cannot be watched", f"process {pid}: {error}")
+            return
+        if self._owner >= 0:
+            self._disown()
+        self._owner_pid, self._owner = pid, owner
+        self._presence.owner_gone = False
+        self._watch(owner, self._owner_ended)
+
+    def _owner_ended(self) -> None:
+        LOG.info("process %d, which the notebooks belong to, ended", self._owner_pid)
+        self._disown()
+        self._presence.owner_gone = True
+
+    def _disown(self) -> None:
+        self._unwatch(self._owner)
+        os.close(self._owner)
+        self._owner_pid = self._owner = -1
 
     def _parent_gone(self) -> None:
         self._unwatch(self._parent)
-        if not self._claimed:
+        if not self._presence.claimed:
             self._end("who launched the cluster ended, and no notebook is connected")
 
     def _check_controller(self) -> None:
@@ -228,9 +255,16 @@ class Agent:
         self._history.append(message)
         self._server.send_all(message)
 
+    def _say(self, message: m.Message) -> None:
+        """Say something of a cell, to notebooks that are here and to those that come later."""
+        packed = m.encode(message)
+        self._journal.add(message, packed, self._server.notebooks)
+        self._server.send_all(packed)
+
     def _finish(self) -> None:
         """End everything, in reverse, and say so."""
         LOG.info("ending: %s", self._ending)
+        self._refusals.flush()
         deadline_s = self._clock() + _GRACE_S
         for process in self._ranks.values():
             process.send_control(m.Shutdown(self._ending or ""))
@@ -275,7 +309,7 @@ class Agent:
             self._unwatch(self._template.fileno())
             if self._ending is None:
                 self._fail("the template, which ranks are forked from, ended")
-                if self._claimed:  # else the notebook hears of it when it connects, and ends us
+                if self._presence.claimed:  # else the notebook hears of it when it connects, and ends us
                     self._end("the template, which ranks are forked from, ended, and the ranks with it")
             return
         *lines, self._template_received = (self._template_received + received).split(b"\n")
@@ -327,34 +361,45 @@ class Agent:
         connection, _ = self._listener.accept()
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         pid, user, _ = struct.unpack("3i", credentials)
-        if user != os.getuid():
-            LOG.warning("refused a connection of user %d", user)
+        # looked at before a byte is read, so that nobody else can keep us waiting or send us descriptors
+        if user != os.getuid() or _parent_of(pid) != self._template_pid:
+            self._refusals.note("a connection to the ranks' socket", f"of user {user}, no rank", f"process {pid}")
             connection.close()
             return
         connection.settimeout(5.0)
+        descriptors: list[int] = []
+        problem = ""
         try:
             received, descriptors, _, _ = socket.recv_fds(connection, 4096, 3)
             (hello,) = m.FrameReader().feed(received)
+            problem = self._seat(connection, hello, pid, descriptors)
         except (OSError, ValueError) as error:
-            LOG.warning("refused a connection of process %d: %s", pid, error)
+            problem = str(error)
+        if problem:
+            self._refusals.note(f"process {pid}", "no hello of a rank", problem)
+            for descriptor in descriptors:
+                os.close(descriptor)
             connection.close()
-            return
+
+    def _seat(self, connection: socket.socket, hello: m.Message, pid: int, descriptors: list[int]) -> str:
+        """Take a connection as that of a rank; returns why it is none, "" if it is."""
         process = self._ranks.get(hello.rank) if isinstance(hello, m.RankHello) else None
-        if process is None or not isinstance(hello, m.RankHello):
-            LOG.warning("refused a connection of process %d: %s", pid, hello)
-            connection.close()
-            return
+        if process is None or not isinstance(hello, m.RankHello) or hello.pid != pid:
+            return repr(hello)
+        if len(descriptors) != (3 if hello.channel == "cells" else 0) or (descriptors and process.descriptors):
+            return f"{hello} with {len(descriptors)} descriptors"
         connection.settimeout(None)
-        if hello.channel == "control":
+        if hello.channel != "cells":
             process.attach_control(connection)
-            return
-        process.pid = hello.pid
+            return ""
+        process.pid = pid
         process.attach_cells(connection, descriptors)
         cells, stacks, *pipes = process.descriptors
         self._watch(cells, lambda: self._hear_rank(process, cells))
         self._watch(stacks, lambda: self._looks.dumped(process.rank, process.read_stacks()))
         for pipe in pipes:
             self._watch(pipe, lambda pipe=pipe: self._hear_pipe(process, pipe))  # type: ignore[misc]
+        return ""
 
     def _hear_rank(self, process: RankProcess, cells: int) -> None:
         if cells not in process.descriptors:
@@ -420,87 +465,102 @@ class Agent:
     def _hear_notebook(self, client: bytes, message: m.Message) -> None:
         if isinstance(message, m.Hello):
             self._greet(client, message)
+        elif isinstance(message, m.Ask):
+            self._server.send(client, m.Answer(message.request, self._answer(client, message)))
+        elif self._server.role(client) != "notebook":
+            self._refusals.note("who came to look", "wants more than to ask", type(message).__name__)
         elif isinstance(message, CellMessage):
-            self._run(message)
-        elif isinstance(message, m.Interrupt):
-            self._stop.withdraw()
-            for process in self._chosen(message.ranks):
-                if process.cell:
-                    self._interrupt(process)
-        elif isinstance(message, m.StopAtBoundary):
-            ranks = [process.rank for process in self._chosen(message.ranks) if process.cell == message.cell]
-            self._server.send(client, m.BoundaryAsked(message.cell, self._stop.ask(message.cell, ranks)))
-        elif isinstance(message, m.Release):
-            for process in self._chosen(message.ranks):
-                process.send_control(m.ReleaseRank(message.reason, message.mismatch))
-        elif isinstance(message, m.LookAt):
-            for process in self._chosen(message.ranks):
-                self._looks.ask(process, message.cell)
-        elif isinstance(message, m.Continue):
-            for process in self._chosen(message.ranks):
-                process.signal(signal.SIGCONT)
-        elif isinstance(message, m.EndRanks):
-            for process in self._chosen(message.ranks):
-                LOG.info("rank %d is ended: %s", process.rank, message.reason)
-                process.kill_group()
+            self._run(client, message)
+        elif isinstance(message, m.Follow):
+            for packed in self._journal.follow(message.cell, client) or [_unknown(message.cell)]:
+                self._server.send(client, packed)
+        elif isinstance(message, Order):
+            if (answer := self._orders.obey(message)) is not None:
+                self._server.send(client, answer)
         elif isinstance(message, m.RestartRanks):
             self._restart(message)
-        elif isinstance(message, m.InputReply):
-            for process in self._chosen(RankSet([message.rank])):
-                if process.cell == message.cell:
-                    process.send_control(message)  # its main thread waits, its link thread listens
-        elif isinstance(message, m.Ask):
-            self._server.send(client, m.Answer(message.request, self._answer(message)))
         elif isinstance(message, m.Shutdown):
             self._end(message.reason)
-
-    def _chosen(self, ranks: RankSet) -> list[RankProcess]:
-        """Those of these ranks that live on this node."""
-        return [self._ranks[rank] for rank in ranks if rank in self._ranks and self._ranks[rank].alive]
-
-    @staticmethod
-    def _interrupt(process: RankProcess) -> None:
-        process.send_control(m.InterruptCell(process.cell))  # for which cell, should it not have begun
-        process.signal(signal.SIGINT)  # the link thread cannot run while C code holds the interpreter lock
 
     def _greet(self, client: bytes, hello: m.Hello) -> None:
         mine = (m.PROTOCOL, __version__, self._spec.python_version)
         if (hello.protocol, hello.hpcnb_version, hello.python_version) != mine:
-            reason = (
-                f"the notebook runs hpcnb {hello.hpcnb_version} on Python {hello.python_version}, the ranks run hpcnb "
-                f"{mine[1]} on Python {mine[2]}"
-            )
+            theirs = f"hpcnb {hello.hpcnb_version[:40]} on Python {hello.python_version[:40]}"
+            reason = f"the notebook runs {theirs}, the ranks run hpcnb {mine[1]} on Python {mine[2]}"
             self._server.send(client, m.Refused(reason))
             return
-        self._claimed = True
-        self._server.welcome(client)
+        self._server.welcome(client, hello.role)
         self._server.send(
             client,
             m.Welcome(
                 m.PROTOCOL, __version__, self._spec.python_version, os.uname().nodename, os.getpid(),
-                self._spec.first_rank, self._spec.num_ranks,
+                self._spec.first_rank, self._spec.num_ranks, self._generation, self._last_cell,
             ),
         )  # fmt: skip
+        if hello.role != "notebook":
+            return
+        self._presence.claimed = True
+        self._belong_to(hello.owner_pid)
         for earlier in self._history:
             self._server.send(client, earlier)
+        for began in self._journal.running:  # its ranks are busy
+            self._server.send(client, began)
 
-    def _run(self, message: CellMessage) -> None:
+    def _run(self, client: bytes, message: CellMessage) -> None:
+        if refused := self._obstacle(message):
+            self._server.send(client, m.CellRefused(message.cell, refused))
+            return
+        self._last_cell = message.cell
         if isinstance(message, m.Rebuild):
             self._generation = message.generation
+        began = m.CellBegan(
+            message.cell, getattr(message, "label", type(message).__name__.lower()), message.ranks,
+            getattr(message, "first_line", 1), time.perf_counter_ns(),
+        )  # fmt: skip
+        if isinstance(message, m.RunCell | m.CallFunction):
+            self._journal.begin(began, client)
+        self._server.send_all(began, but=client)
         for process in self._relay.begin(message):
             cells = process.descriptors[0]
             data = self._selector.get_key(cells).data
             self._selector.modify(cells, selectors.EVENT_READ | selectors.EVENT_WRITE, data)
 
+    def _obstacle(self, message: CellMessage) -> str:
+        """Why a cell cannot begin: its notebook did not know yet of what another one did; "" if it can."""
+        if not self._last_cell < message.cell < _MOST_CELLS:
+            return f"number {message.cell} is taken: another notebook has just begun a cell; run it again"
+        busy = RankSet(rank for rank in message.ranks if rank in self._ranks and self._ranks[rank].cell)
+        if not busy:
+            return ""
+        return f"{busy.words()} still run{'s' if len(busy) == 1 else ''} a cell of another notebook; run it again later"
+
     # --- questions ------------------------------------------------------------------------------------------
 
-    def _answer(self, question: m.Ask) -> Any:
+    def _answer(self, client: bytes, question: m.Ask) -> Any:
         if question.question == "status":
             return [self._status_of(process) for process in self._ranks.values()]
         if question.question == "logs":
             path = self._folder.agent_log if question.argument < 0 else self._folder.rank_log(question.argument)
             return path.read_text(errors="replace") if path.exists() else ""
+        if question.question == "cluster":
+            return self._describe()
+        if question.question == "leave" and client in self._server.notebooks:
+            if (others := len(self._server.notebooks) - 1) == 0:
+                self._end("its last notebook ended")
+            return others
         return None
+
+    def _describe(self) -> dict[str, Any]:
+        spec = self._spec
+        return {
+            "name": spec.cluster_name, "num_ranks": spec.world_size, "mesh": spec.mesh, "started_s": spec.started_s,
+            "host": os.uname().nodename, "pid": os.getpid(), "notebooks": len(self._server.notebooks),
+            "idle_left_s": self._presence.left_s(self._clock()), "idle_timeout_s": spec.idle_timeout_s,
+            "num_ready": sum(1 for process in self._ranks.values() if process.alive and process.ready),
+            "running": [_named(began) for began in self._journal.running],
+            "unseen": [_named(began) for began in self._journal.unseen],
+            "num_refused": self._refusals.total,
+        }  # fmt: skip
 
     def _status_of(self, process: RankProcess) -> dict[str, Any]:
         return {
@@ -511,3 +571,20 @@ class Agent:
             "state": process.state(),
             "memory_mb": self._memory.proportional_mb(process.pid) if process.alive else 0.0,
         }
+
+
+def _unknown(cell: int) -> bytes:
+    return m.encode(m.CellRefused(cell, f"cell {cell} is not running, and nothing of it is kept"))
+
+
+def _named(began: m.CellBegan) -> dict[str, Any]:
+    return {"cell": began.cell, "label": began.label, "ranks": str(began.ranks)}
+
+
+def _parent_of(pid: int) -> int:
+    """Process id of its parent; 0 if it has ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return 0
+    return int(stat.rpartition(b")")[2].split()[1])  # its name, in parentheses, may hold anything

@@ -5,6 +5,7 @@ Knows ranks and messages; knows no socket of a notebook: what is to be said goes
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -194,7 +195,7 @@ class CellRelay:
         lost: dict[int, int] = {}
         for rank in cell.members:
             spans[rank], strings[rank], lost[rank] = self._ranks[rank].take_spans(cell.number)
-        self._say(m.CellDone(cell.number, cell.replies, spans, strings, lost))
+        self._say(m.CellDone(cell.number, cell.replies, spans, strings, lost, time.perf_counter_ns()))
         del self._cells[cell.number]
 
     def _flush_replies(self, cell: _Cell) -> None:

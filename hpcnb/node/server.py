@@ -1,12 +1,14 @@
 """The agent's end of the link: a CURVE-encrypted zmq socket that only the holder of the cluster's key may use.
 
 Knows connections and frames, nothing of cells. Nothing is decoded before the peer has proved the key: zmq drops
-the connection of anybody else during the handshake (RFC 26/27).
+the connection of anybody else during the handshake (RFC 26/27). Who has the key must be welcomed before anything
+but a Hello is heard; that is for the agent to say.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Iterator
 
 import zmq
 import zmq.auth
@@ -14,11 +16,19 @@ from zmq.auth.base import Authenticator
 from zmq.utils.monitor import recv_monitor_message
 
 from hpcnb.core.launch import AgentSpec
-from hpcnb.core.messages import MAX_MESSAGE_BYTES, Message, MessageError, decode, encode
+from hpcnb.core.messages import MAX_MESSAGE_BYTES, Hello, Message, MessageError, decode, encode
+from hpcnb.node.refusals import Refusals
 
 __all__ = ["LinkServer"]
 
 LOG = logging.getLogger(__name__)
+#: At most so many messages are taken at once: who sends without end must not keep the agent from all else.
+_MOST_MESSAGES = 1000
+#: So many notebooks that have gone are still known by name, should their connection be made anew.
+_MOST_KNOWN = 1000
+_BAD_HANDSHAKE = (
+    zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
+)
 
 
 class _OneKey:
@@ -31,6 +41,15 @@ class _OneKey:
         return key == self._public  # pyzmq hands the key in its text form
 
 
+def _peer(frame: zmq.Frame) -> str:
+    """Who sent it: for a local socket the kernel knows the process."""
+    try:
+        address = str(frame.get("Peer-Address"))
+    except zmq.ZMQError:
+        return "a peer"
+    return f"process {address.rpartition(':')[2]}" if address.startswith("localhost:") else address
+
+
 def _readable(socket: zmq.Socket[bytes]) -> bool:
     return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
 
@@ -40,9 +59,11 @@ class LinkServer:
 
     Args:
         spec: Address and keys.
+        refusals: Told of who and what is not let in.
     """
 
-    def __init__(self, spec: AgentSpec) -> None:
+    def __init__(self, spec: AgentSpec, refusals: Refusals) -> None:
+        self._refusals = refusals
         self._context = zmq.Context()
         self._auth = Authenticator(self._context, log=LOG)
         self._auth.start()
@@ -56,10 +77,11 @@ class LinkServer:
         self._socket.sndhwm = 0  # a notebook that reads slowly must not stop the ranks of others
         self._socket.linger = 500
         self._socket.router_handover = True  # a notebook that connects anew takes its own place
-        self._monitor = self._socket.get_monitor_socket(zmq.Event.ACCEPTED | zmq.Event.DISCONNECTED | zmq.Event.CLOSED)
+        self._monitor = self._socket.get_monitor_socket(zmq.Event.DISCONNECTED | zmq.Event.CLOSED | _BAD_HANDSHAKE)
         self._socket.bind(spec.link_address)
-        self._connections: set[int] = set()
-        self._clients: set[bytes] = set()
+        self._roles: dict[bytes, str] = {}  # of all that have been welcomed
+        self._arriving = -1  # the connection of the Hello that was received last
+        self._clients: dict[bytes, int] = {}  # notebooks that are connected: descriptor of their connection
 
     @property
     def descriptors(self) -> list[int]:
@@ -67,25 +89,40 @@ class LinkServer:
         return [int(socket.get(zmq.FD)) for socket in (self._socket, self._auth.zap_socket, self._monitor)]
 
     @property
-    def num_connections(self) -> int:
-        """Connections that are open now."""
-        return len(self._connections)
+    def notebooks(self) -> Collection[bytes]:
+        """Those that have been welcomed and are connected now."""
+        return self._clients.keys()
 
-    def receive(self) -> list[tuple[bytes, Message]]:
-        """All messages that have arrived, with who sent them."""
-        messages: list[tuple[bytes, Message]] = []
-        while True:
+    def receive(self) -> Iterator[tuple[bytes, Message]]:
+        """Messages that have arrived, with who sent them: every Hello, and all from who has been welcomed by then."""
+        for _ in range(_MOST_MESSAGES):
             progressed = self._admit() | self._notice()
             try:
-                client, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                name, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 if progressed:
                     continue
-                return messages
+                return
+            client = name.bytes
+            peer = _peer(name)
+            if len(frames) != 1:
+                self._refusals.note(peer, "not one frame", f"{len(frames)} frames")
+                continue
             try:
-                messages.append((client, decode(b"".join(frames))))
+                message = decode(frames[0].buffer)
             except MessageError as error:
-                LOG.warning("refused a frame of an authenticated peer: %s", error)
+                self._refusals.note(peer, "no message of this protocol", str(error))
+                continue
+            if isinstance(message, Hello):
+                self._roles.pop(client, None)  # what it was before counts no longer
+                self._clients.pop(client, None)
+                self._arriving = name.get(zmq.SRCFD)
+            elif client not in self._roles:
+                self._refusals.note(peer, "sent a message without a Hello that was welcomed", type(message).__name__)
+                continue
+            elif self._roles[client] == "notebook":
+                self._clients[client] = name.get(zmq.SRCFD)  # its connection may have been made anew
+            yield client, message
 
     def _admit(self) -> bool:
         progressed = False
@@ -102,26 +139,40 @@ class LinkServer:
         progressed = False
         while _readable(self._monitor):
             event = recv_monitor_message(self._monitor)
-            if event["event"] == zmq.Event.ACCEPTED:
-                self._connections.add(event["value"])
+            if event["event"] & _BAD_HANDSHAKE:
+                self._refusals.note(
+                    "a connection", "its peer has not proved the cluster's key", str(zmq.Event(event["event"]).name)
+                )
             else:
-                self._connections.discard(event["value"])
+                gone = [client for client, descriptor in self._clients.items() if descriptor == event["value"]]
+                for client in gone:
+                    del self._clients[client]
             progressed = True
         return progressed
 
-    def welcome(self, client: bytes) -> None:
-        """From now on this client gets what is sent to all."""
-        self._clients.add(client)
+    def welcome(self, client: bytes, role: str) -> None:
+        """From now on this client is heard; a notebook also gets what is sent to all."""
+        self._roles[client] = role
+        while len(self._roles) > _MOST_KNOWN:
+            oldest = next((name for name in self._roles if name not in self._clients), client)
+            del self._roles[oldest]
+        if role == "notebook":
+            self._clients[client] = self._arriving
 
-    def send(self, client: bytes, message: Message) -> None:
+    def role(self, client: bytes) -> str:
+        """What it was welcomed as."""
+        return self._roles.get(client, "")
+
+    def send(self, client: bytes, message: Message | bytes) -> None:
         """Send to one client."""
-        self._socket.send_multipart([client, encode(message)])
+        self._socket.send_multipart([client, message if isinstance(message, bytes) else encode(message)])
 
-    def send_all(self, message: Message) -> None:
-        """Send to every welcomed client; one that is gone is dropped by zmq."""
-        packed = encode(message)
+    def send_all(self, message: Message | bytes, *, but: bytes = b"") -> None:
+        """Send to every notebook, but one; one that is gone is dropped by zmq."""
+        packed = message if isinstance(message, bytes) else encode(message)
         for client in self._clients:
-            self._socket.send_multipart([client, packed])
+            if client != but:
+                self._socket.send_multipart([client, packed])
 
     def has_input(self) -> bool:
         """Whether :meth:`receive` would find something; ask before blocking on the descriptors."""

@@ -61,6 +61,7 @@ class VerbOptions:
     words: tuple[str, ...] = ()
     start: StartOptions | None = None
     check: CheckOptions | None = None
+    of_all: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Verb:
     usage: str
     help: str
     max_words: int = 0
+    has_all: bool = False
 
 
 VERBS: dict[str, Verb] = {
@@ -77,8 +79,13 @@ VERBS: dict[str, Verb] = {
         "start [RANKS] [--mesh dp=2,tp=2] [--name NAME] [--threads N] [--idle-timeout SECONDS] [--launcher local]",
         "start ranks; without a number one per GPU, else one per core up to 4",
     ),
-    "stop": Verb("stop", "end the cluster; names on the ranks are lost"),
-    "status": Verb("status", "one row per rank: node, process, device, state, memory"),
+    "stop": Verb("stop [--all]", "end the cluster, or all of yours; names on the ranks are lost", has_all=True),
+    "status": Verb(
+        "status [--all]", "one row per rank: node, process, device, state, memory; or per cluster", has_all=True
+    ),
+    "attach": Verb("attach [NAME]", "take a cluster that runs, after a kernel restart for example; names are kept", 1),
+    "detach": Verb("detach", "let go of the cluster; it goes on until %hpc attach or its idle timeout"),
+    "join": Verb("join", "show the cell that still runs, from its beginning, until it ends"),
     "interrupt": Verb("interrupt", "stop the cell that runs; names are kept"),
     "recover": Verb("recover", "build the process groups again"),
     "restart-rank": Verb(
@@ -182,8 +189,10 @@ def parse_hpc(line: str) -> VerbOptions:
         return VerbOptions(verb, start=_parse_start(rest))
     if verb == "check":
         return VerbOptions(verb, check=_parse_check(rest))
+    of_all = VERBS[verb].has_all and "--all" in rest
+    rest = [word for word in rest if not (of_all and word == "--all")]
     _check_words(verb, rest)
-    return VerbOptions(verb, tuple(rest))
+    return VerbOptions(verb, tuple(rest), of_all=of_all)
 
 
 def _check_words(verb: str, rest: list[str]) -> None:
@@ -301,4 +310,4 @@ def verb_words(verb: str) -> list[str]:
         "timing": ["breakdown", "timeline"],
         "help": list(VERBS),
     }
-    return words.get(verb, [])
+    return words.get(verb, ["--all"] if verb in VERBS and VERBS[verb].has_all else [])

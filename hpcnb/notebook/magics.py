@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, magics_class
 
 from hpcnb.core.errors import ClusterStateError
-from hpcnb.notebook import arguments, awaiting, completion, show
+from hpcnb.notebook import arguments, awaiting, completion, restarting, show
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -86,13 +86,38 @@ class HpcMagics(Magics):
         )
         show.start(self.shell, cluster)
 
-    def _stop(self, _: arguments.VerbOptions) -> None:
+    def _attach(self, options: arguments.VerbOptions) -> None:
+        from hpcnb.cluster.cluster import current, starting
+
+        if (here := current() or starting()) is not None:
+            msg = (
+                f"this notebook has cluster {here.name!r} already ({here.world_size} ranks); to take another one first "
+                "type  %hpc detach  (it goes on) or  %hpc stop  (it ends)"
+            )
+            raise ClusterStateError(msg)
+        show.attach(self.shell, *options.words)
+
+    def _detach(self, _: arguments.VerbOptions) -> None:
+        cluster = _cluster()
+        cluster.detach()
+        print(f"cluster {cluster.name!r} goes on without this notebook;  %hpc attach {cluster.name}  takes it again")
+
+    def _join(self, _: arguments.VerbOptions) -> None:
+        _cluster().join(show.cell_view(self.shell, show_time=True)).raise_for_errors()
+
+    def _stop(self, options: arguments.VerbOptions) -> None:
+        if options.of_all:
+            show.stop_all()
+            return
         cluster = _cluster()
         cluster.stop()
         print(f"cluster {cluster.name!r} stopped")
 
-    def _status(self, _: arguments.VerbOptions) -> None:
-        show.status(_cluster())
+    def _status(self, options: arguments.VerbOptions) -> None:
+        if options.of_all:
+            show.clusters()
+        else:
+            show.status(_cluster())
 
     def _interrupt(self, _: arguments.VerbOptions) -> None:
         _cluster().interrupt()
@@ -142,6 +167,7 @@ def register(shell: InteractiveShell) -> None:
     shell.register_magics(HpcMagics)
     completion.register(shell)
     awaiting.register(shell)
+    restarting.register(shell)
 
 
 def unregister(shell: InteractiveShell) -> None:
@@ -155,3 +181,4 @@ def unregister(shell: InteractiveShell) -> None:
         shell.magics_manager.magics[kind].pop(name, None)
     completion.unregister(shell)
     awaiting.unregister(shell)
+    restarting.unregister(shell)

@@ -6,6 +6,7 @@ import html
 import logging
 import sys
 import threading
+import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,24 @@ from hpcnb.notebook import view
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from hpcnb.cluster.attach import ClusterRow
     from hpcnb.cluster.cell_run import CellView
     from hpcnb.cluster.cluster import Cluster
 
-__all__ = ["aligned", "cell_view", "start", "status", "status_rows", "timing"]
+__all__ = [
+    "aligned", "attach", "cell_view", "cluster_rows", "clusters", "duration", "start", "status", "status_rows",
+    "stop_all", "timing",
+]  # fmt: skip
 
 
 LOG = logging.getLogger(__name__)
+#: What became of a cluster, by the state of its row.
+_STOPPED = {
+    "stopped": "stopped",
+    "killed": "did not end when told to, and was killed",
+    "removed": "had ended; what it left has been removed",
+    "starting": "is only starting; try again",
+}
 
 
 def _in_notebook(shell: InteractiveShell) -> bool:
@@ -66,6 +78,19 @@ def start(shell: InteractiveShell, cluster: Cluster) -> None:
         show(words, update=True)
     else:
         print(words)
+    _tell_of_others()
+
+
+def _tell_of_others() -> None:
+    """A cluster that an earlier kernel left behind holds memory and GPUs: say so, and how to take or end it."""
+    from hpcnb.cluster.attach import clusters as all_clusters
+
+    for row in all_clusters():
+        if row.state == "running" and not row.notebooks:
+            print(
+                f"cluster {row.name!r} ({row.num_ranks} rank{'s' if row.num_ranks > 1 else ''}, no notebook) is also "
+                f"running:  %hpc stop  and then  %hpc attach {row.key}  takes it instead,  %hpc stop --all  ends both"
+            )
 
 
 def _warm_plots() -> None:
@@ -103,16 +128,86 @@ def aligned(table: list[list[str]]) -> list[str]:
 
 def status(cluster: Cluster) -> None:
     """One row per rank."""
+    _show_table(status_rows(cluster.status()), str(cluster))
+
+
+def _show_table(table: list[list[str]], title: str) -> None:
     from IPython.display import display
 
-    table = status_rows(cluster.status())
     text = "\n".join(aligned(table))
     cells = [
         "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
         for row, tag in zip(table, ["th", *["td"] * (len(table) - 1)], strict=True)
     ]
     body = "".join(f"<tr>{row}</tr>" for row in cells)
-    display({"text/plain": f"{cluster}\n{text}", "text/html": f"<table>{body}</table>"}, raw=True)
+    display({"text/plain": f"{title}\n{text}", "text/html": f"<table>{body}</table>"}, raw=True)
+
+
+def attach(shell: InteractiveShell, name: str | None = None) -> None:
+    """Take a cluster that runs; show what ended meanwhile, and name what still runs."""
+    from hpcnb.cluster.attach import attach as attach_to
+
+    if _in_notebook(shell):
+        _warm_plots()
+
+    def view_of(label: str) -> CellView:
+        print(f"{label} ended while no notebook was here:")
+        return cell_view(shell, show_time=True)
+
+    cluster = attach_to(name, view=view_of)
+    described = cluster.describe()
+    plural = "s" if cluster.world_size > 1 else ""
+    age = duration(time.time() - described["started_s"])
+    print(f"attached to cluster {cluster.name!r}: {cluster.world_size} rank{plural}, mesh {cluster.mesh}, {age} old")
+    for cell in described["running"]:
+        ranks = f"rank{'' if cell['ranks'].isdecimal() else 's'} {cell['ranks']}"
+        print(f"{cell['label']} still runs on {ranks}: %hpc join shows it")
+
+
+def cluster_rows(rows: list[ClusterRow]) -> list[list[str]]:
+    """Clusters as a table of strings, header first."""
+    table = [["name", "ranks", "mesh", "node", "state", "started", "notebooks", "running cell", "idle time left"]]
+    for row in rows:
+        started = f"{duration(row.age_s)} ago" if row.started_s else ""
+        left = "" if row.idle_left_s is None else duration(row.idle_left_s)
+        state = f"{row.state}: {row.problem}" if row.problem else row.state
+        unseen = f"{len(row.unseen)} ended unseen" if row.unseen else ""
+        table.append(
+            [row.name, str(row.num_ranks or ""), row.mesh, row.host, state, started, str(row.notebooks or ""),
+             ", ".join(filter(None, [row.cell, unseen])), left]
+        )  # fmt: skip
+    return table
+
+
+def duration(seconds: float) -> str:
+    """``35 s``, ``12 min``, ``7.9 h``, ``3 days``: as exact as a person needs it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
+
+
+def clusters() -> None:
+    """One row per cluster of this user."""
+    from hpcnb.cluster.attach import clusters as all_clusters
+
+    rows = all_clusters()
+    if rows:
+        _show_table(cluster_rows(rows), f"{len(rows)} cluster{'s' if len(rows) > 1 else ''} on this machine")
+    else:
+        print("no cluster of yours is running on this machine; start one with  %hpc start 4")
+
+
+def stop_all() -> None:
+    """End all clusters of this user and say what became of each."""
+    from hpcnb.cluster.attach import stop_all as stop
+
+    rows = stop()
+    for row in rows:
+        print(f"cluster {row.name!r} {_STOPPED[row.state]}")
+    if not rows:
+        print("no cluster of yours is running on this machine")
 
 
 def timing(shell: InteractiveShell, cluster: Cluster, kinds: tuple[str, ...]) -> None:

@@ -126,7 +126,12 @@ def _source(operation: dict[str, object], *, is_odd: bool) -> str:
     return f"dist.send({tensor}, world_size - 1) if rank == 0 else None"
 
 
-@settings(max_examples=int(os.environ.get("HPCNB_TEST_EXAMPLES", "60")), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=int(os.environ.get("HPCNB_TEST_EXAMPLES", "60")),
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
 @given(first=_operation(), second=_operation(), attribute=st.sampled_from(["name", "dtype", "size", "op", "root"]))
 def test_random_mismatches(cluster4, first, second, attribute):
     odd = {**first, attribute: second[attribute]}

@@ -10,7 +10,9 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -19,7 +21,16 @@ from hpcnb.core.launch import AgentSpec, RunFolder, agent_environment
 from hpcnb.core.mesh import MeshSpec
 from hpcnb.core.version import __version__
 
-__all__ = ["AgentProcess", "agent_command", "launch", "new_spec", "process_environment"]
+__all__ = [
+    "AgentProcess",
+    "agent_command",
+    "launch",
+    "new_spec",
+    "owner_pid",
+    "process_environment",
+    "reap",
+    "versions",
+]
 
 
 def agent_command(folder: RunFolder, python: str | None = None) -> list[str]:
@@ -34,7 +45,12 @@ class AgentProcess:
     process: subprocess.Popen[bytes]
     folder: RunFolder
 
-    def ended(self) -> int | None:
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    def ended(self) -> int | str | None:
         """Its exit status; None while it runs."""
         return self.process.poll()
 
@@ -58,6 +74,19 @@ class AgentProcess:
         self.process.kill()
         self.process.wait()
 
+    def let_go(self) -> None:
+        """It goes on without this process, which has yet to take note of its end."""
+        _LET_GO.append(self.process)
+
+
+#: Agents that go on, children of this process.
+_LET_GO: list[subprocess.Popen[bytes]] = []
+
+
+def reap() -> None:
+    """Take note of the end of agents that were let go."""
+    _LET_GO[:] = [process for process in _LET_GO if process.poll() is None]
+
 
 def new_spec(folder: RunFolder, mesh: MeshSpec, **fields: Any) -> AgentSpec:
     """A spec for all ranks of ``mesh`` on this machine, with keys of its own.
@@ -74,15 +103,28 @@ def new_spec(folder: RunFolder, mesh: MeshSpec, **fields: Any) -> AgentSpec:
         first_rank=0,
         num_ranks=mesh.num_ranks,
         mesh=str(mesh),
-        hpcnb_version=__version__,
-        python_version=".".join(platform.python_version_tuple()[:2]),
+        hpcnb_version=versions()[0],
+        python_version=versions()[1],
         link_address=f"ipc://{folder.link_socket}",
         server_public=server_public.decode(),
         server_secret=server_secret.decode(),
         client_public=client_public.decode(),
         client_secret=client_secret.decode(),
+        owner_pid=owner_pid(),
+        started_s=time.time(),
         **fields,
     )
+
+
+def versions() -> tuple[str, str]:
+    """Of hpcnb and Python here: notebook and ranks must have the same."""
+    return __version__, ".".join(platform.python_version_tuple()[:2])
+
+
+def owner_pid() -> int:
+    """Who started this notebook kernel, usually the Jupyter server; 0 where nobody has said so, or it has ended."""
+    said = os.environ.get("JPY_PARENT_PID", "")
+    return int(said) if said.isdecimal() and Path(f"/proc/{said}").exists() else 0
 
 
 def process_environment(spec: AgentSpec) -> dict[str, str]:
@@ -95,6 +137,7 @@ def process_environment(spec: AgentSpec) -> dict[str, str]:
 
 def launch(spec: AgentSpec, folder: RunFolder, *, python: str | None = None) -> AgentProcess:
     """Start the agent; returns at once."""
+    reap()
     with folder.agent_log.open("ab") as log:
         process = subprocess.Popen(
             agent_command(folder, python),

@@ -8,6 +8,8 @@ from hpcnb.cluster.cell_run import CellRun
 from hpcnb.cluster.result import RankExit
 from hpcnb.core import messages as m
 from hpcnb.core import watch
+from hpcnb.core.board import Activity, stamp
+from hpcnb.core.diagnosis import Inside, Issues, RankFacts
 from hpcnb.core.grouping import Item
 from hpcnb.core.ranks import RankSet
 
@@ -41,7 +43,7 @@ def reply(rank, **changes):
 
 
 def done(*replies, **changes):
-    fields = {"spans": {}, "strings": {}, "spans_lost": {}, **changes}
+    fields = {"spans": {}, "strings": {}, "spans_lost": {}, "done_ns": 0, **changes}
     return m.CellDone(5, list(replies), **fields)
 
 
@@ -210,3 +212,95 @@ def test_spans_wait_until_somebody_asks(run):
     assert result.spans.times == {0: (10, 20), 1: (11, 21), 2: (12, 22)}
     assert (result.spans.submitted_ns, result.spans.lost) == (5, {1: 7})
     assert [rank.spans_lost for rank in result.cell_timeline.ranks] == [0, 7, 0]
+
+
+# --- ranks that wait in vain ----------------------------------------------------------------------------------
+
+
+def waits(rank, age_s):
+    """Rank 0 to 2 in one collective."""
+    inside = Inside("all_reduce #1 (32 B, line 2)", 7, stamp(0, 1), ALL, age_s)
+    return {rank: RankFacts(Activity.CELL, 5, inside=inside, issues={7: Issues(stamp(0, 1))}).pack()}
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self):
+        return self.now_s
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def test_who_waits_for_whom_is_news_while_the_cell_runs(clock):
+    run = CellRun(5, "cell 5", ALL, 4, clock=clock)
+    assert run.news() == []
+    computes = {2: RankFacts(Activity.CELL, 5).pack()}
+    look = [watch.LookAtRanks(RankSet([2]))]
+    assert feed(run, m.RankStates(5, {**waits(0, 3.0), **waits(1, 2.0), **computes})) == look
+    assert run.changed
+    assert run.news() == ["ranks 0,1 wait in all_reduce #1 (32 B, line 2) for rank 2, since 3 s"]
+    frames = [["<cell 5>", 4, "<module>", "g(x)"], ["/lib/x.py", 70, "g", "sleep(9)"]]
+    assert feed(run, m.Seen(5, 2, frames, 0), m.Seen(5, 1, [], 0)) == []
+    feed(run, m.RankStates(5, {**waits(0, 4.0), **waits(1, 3.0), **computes}))
+    assert run.news()[1:] == ["rank 2 is at line 4:  g(x)"]
+    assert run.result.stacks == {}
+
+
+def test_a_rank_that_waits_for_one_that_raised_is_released(clock):
+    run = CellRun(5, "cell 5", ALL, 4, clock=clock)
+    feed(run, m.Replies(5, [reply(2, ok=False, error=ERROR)]))
+    clock.now_s += 1.0
+    states = m.RankStates(5, {**waits(0, 3.0), **waits(1, 3.0), 2: RankFacts(Activity.IDLE).pack()})
+    reason = "rank 2 raised ValueError"
+    assert feed(run, states) == [watch.Say(reason), watch.ReleaseRanks(RankSet([0, 1]), reason)]
+    assert run.result.explanations == [reason]
+    assert run.news() == ["rank 2 of 4 raised  ValueError: x\n      line 1:  f()", reason, "ranks 0,1 still run"]
+    aborted = {**ERROR, "ename": "CollectiveAborted", "operation": "all_reduce #1 (32 B, line 2)", "waited_s": 3.2}
+    feed(run, done(*(reply(rank, ok=False, error=aborted, is_broken=True) for rank in (0, 1))))
+    result = finish(run)
+    assert result.is_broken
+    assert (
+        "ranks 0,1 were in  all_reduce #1 (32 B, line 2)  for 3.2 s and were released: rank 2" in result.failure_text()
+    )
+
+
+def test_an_infinite_grace_period_releases_nobody(clock):
+    run = CellRun(5, "cell 5", ALL, 4, grace_s=float("inf"), clock=clock)
+    feed(run, m.Replies(5, [reply(2)]))
+    clock.now_s += 1000.0
+    assert feed(run, m.RankStates(5, {**waits(0, 990.0), **waits(1, 990.0)})) == []
+
+
+def test_who_waits_for_a_dead_rank_is_told_how_it_ended(clock):
+    run = CellRun(5, "cell 5", ALL, 4, clock=clock)
+    feed(run, rank_exited(2, was_out_of_memory=True, memory_mb=900.0))
+    clock.now_s += 0.25
+    _, release = feed(run, m.RankStates(5, {**waits(0, 3.0), **waits(1, 3.0)}))
+    assert release.reason == "rank 2 was killed: out of memory (900 MB resident when last seen)"
+    assert run.news()[0] == f"{release.reason}"
+
+
+def test_a_mismatch_that_a_rank_found_is_the_reason_for_the_others(clock):
+    run = CellRun(5, "cell 5", ALL, 4, clock=clock)
+    mismatch = {**ERROR, "ename": "CollectiveMismatch", "evalue": "as operation 1 of ranks 0-2, ..."}
+    feed(run, m.Replies(5, [reply(2, ok=False, error=mismatch)]))
+    _, release = feed(run, m.RankStates(5, {**waits(0, 0.1), **waits(1, 0.1)}))
+    assert (release.reason, release.mismatch) == ("as operation 1 of ranks 0-2, ...", True)
+
+
+@pytest.mark.parametrize("which", ["is_broken", "exited", "nothing"])
+def test_whether_groups_must_be_built_again(run, which):
+    if which == "exited":
+        feed(run, rank_exited(1))
+    feed(run, done(*(reply(rank, is_broken=which == "is_broken") for rank in range(3))))
+    assert finish(run).is_broken == (which != "nothing")
+
+
+def test_messages_of_an_earlier_cell_are_not_ours(run):
+    states = {**waits(0, 30.0), 1: RankFacts(Activity.IDLE).pack(), 2: RankFacts(Activity.IDLE).pack()}
+    assert feed(run, m.RankStates(4, states), m.BoundaryAsked(4, False), m.Seen(4, 1, [], 0)) == []
+    assert run.watch.report == ()

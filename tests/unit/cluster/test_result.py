@@ -156,3 +156,114 @@ def test_a_value_that_cannot_be_read_here_names_its_rank():
         TransferError, match="the value of rank 1 cannot be read in the notebook: ModuleNotFoundError: "
     ):
         result(pickles={1: b"cno_such_module\nX\n."}).objects()
+
+
+# --- ranks that were released ---------------------------------------------------------------------------------
+
+REASON = "rank 2 raised ValueError"
+WAITED = "all_reduce #17 (4.2 MB, line 6)"
+
+
+def released(reason=REASON, operation=WAITED, waited_s=1.0, ename="CollectiveAborted"):
+    evalue = f"{operation} cannot be completed: {reason}" if operation else reason
+    return error(ename, evalue, operation=operation, waited_s=waited_s)
+
+
+def test_who_raised_is_told_first_and_who_waited_for_it_in_one_line():
+    text = result(
+        errors={2: error(), **{rank: released(waited_s=1.0 + rank / 10) for rank in (0, 1, 3)}}, explanations=[REASON]
+    ).failure_text()
+    assert text.split("\n\n") == [
+        "rank 2 of 4 raised  ValueError: bad shard\n      line 2:  step(batch)",
+        "Traceback of ValueError",
+        f"ranks 0,1,3 were in  {WAITED}  for 1.3 s and were released: {REASON}",
+    ]
+
+
+def test_ranks_that_waited_in_different_operations_are_told_apart():
+    errors = {0: released(), 1: released(operation="recv #2 (32 B, line 7)", waited_s=2.0), 3: released(waited_s=1.5)}
+    assert result(errors=errors, explanations=[REASON]).failure_text().split("\n") == [
+        REASON,
+        f"ranks 0,3 were in  {WAITED}  for 1.5 s and were released",
+        "rank 1 was in  recv #2 (32 B, line 7)  for 2.0 s and was released",
+    ]
+
+
+def test_a_rank_that_was_in_no_operation_has_its_own_words():
+    text = result(errors={0: released("groups are broken", ""), 1: released("groups are broken", "")}).failure_text()
+    assert text == "ranks 0,1 were released: groups are broken"
+
+
+def test_released_ranks_are_no_failures_of_their_own():
+    ended = result(errors={0: released(), 2: error()})
+    assert [rank for rank, each in ended.errors.items() if each.is_released] == [0]
+    assert ended.failure_heads() == ["rank 2 of 4 raised  ValueError: bad shard\n      line 2:  step(batch)"]
+    assert not ended.ok
+
+
+MISMATCH = "as operation 7 of ranks 0,1, rank 0 called all_reduce() (line 6) and rank 1 called barrier() (line 7)"
+
+
+@pytest.mark.parametrize("explanations", [[], [MISMATCH]])
+def test_a_mismatch_is_told_once(explanations):
+    errors = {rank: error("CollectiveMismatch", MISMATCH) for rank in (0, 1)}
+    text = result(errors=errors, explanations=explanations).failure_text()
+    assert text == f"{MISMATCH}\nranks 0,1 of 4 raised CollectiveMismatch"
+
+
+def test_what_else_was_done_about_a_cell_is_told():
+    words = "rank 1 had been stopped from outside (SIGSTOP) and was continued"
+    text = result(errors={0: error()}, explanations=[words]).failure_text()
+    assert text.split("\n\n")[-1] == words
+
+
+# --- ranks that ended -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("exited", "words"),
+    [
+        (RankExit(-9, was_in=WAITED), f"was ended by SIGKILL while it waited in {WAITED}; its names are lost"),
+        (
+            RankExit(-9, ["last"], "", 12_345.6, was_out_of_memory=True),
+            "was killed: out of memory (12,346 MB resident when last seen); its names are lost\n      last",
+        ),
+        (
+            RankExit(1, was_in=WAITED),
+            f"ended its process with status 1 while it waited in {WAITED}; its names are lost",
+        ),
+    ],
+)
+def test_where_and_why_a_rank_ended(exited, words):
+    assert result(**exits({2: exited})).failure_text() == f"rank 2 of 4 {words}"
+
+
+def test_a_rank_that_was_ended_since_it_did_not_answer():
+    text = result(**exits({2: RankExit(-9, ["last"], WAITED)}), killed=RankSet([2]), interrupted=True).failure_text()
+    assert text == "rank 2 of 4 did not answer the second Ctrl-C and was ended; its names are lost"
+
+
+def test_stacks_are_told_once_for_all_ranks_that_were_at_the_same_place():
+    stacks = {
+        2: "      cell 3, line 5, in f  x()",
+        0: "      cell 3, line 6, in g",
+        1: "      cell 3, line 5, in f  x()",
+    }
+    text = result(busy=RankSet([0]), stacks=stacks).failure_text()
+    assert text.split("\n\n")[0].split("\n") == [
+        "rank 0 at the second Ctrl-C:",
+        "      cell 3, line 6, in g",
+        "ranks 1,2 at the second Ctrl-C:",
+        "      cell 3, line 5, in f  x()",
+    ]
+
+
+def test_what_was_done_for_the_next_cell_comes_last():
+    lines = ["process groups built again (generation 2, 0.10 s)", "all names on all ranks are intact"]
+    text = result(errors={0: released()}, explanations=[REASON], recovery=lines).failure_text()
+    assert text.split("\n\n")[-1] == "\n".join(lines)
+
+
+def test_an_interrupted_cell_says_so_beside_what_was_done_after_it():
+    text = result(interrupted=True, recovery=["process groups built again"]).failure_text()
+    assert text == "cell 3 was interrupted\n\nprocess groups built again"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hpcnb.core.errors import MagicError
 from hpcnb.notebook import arguments
-from hpcnb.notebook.arguments import CellOptions, CheckOptions, StartOptions, parse_cell, parse_hpc
+from hpcnb.notebook.arguments import CellOptions, CheckOptions, StartOptions, VerbOptions, parse_cell, parse_hpc
 
 
 @pytest.mark.parametrize(
@@ -57,9 +57,22 @@ def test_start_lines():
     )
 
 
+def test_lines_about_several_clusters():
+    assert parse_hpc("stop") == VerbOptions("stop")
+    assert parse_hpc("stop --all") == VerbOptions("stop", of_all=True)
+    assert parse_hpc("status --all") == VerbOptions("status", of_all=True)
+    assert parse_hpc("attach") == VerbOptions("attach")
+    assert parse_hpc("attach 'my cluster'") == VerbOptions("attach", ("my cluster",))
+    assert parse_hpc("join") == VerbOptions("join")
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
+        ("stop --all now", r"%hpc stop does not take 'now'; write  %hpc stop \[--all\]"),
+        ("attach a b", r"%hpc attach does not take 'b'; write  %hpc attach \[NAME\]"),
+        ("attach --name a", r"%hpc attach has no option '--name'; write  %hpc attach \[NAME\]"),
+        ("detach x", r"%hpc detach does not take 'x'"),
         ("strat 4", r"no verb 'strat' \(did you mean start\?\); there are start, stop"),
         ("start four", r"RANKS four: this is a whole number above 0, for example 4"),
         ("start 0", r"RANKS 0"),
@@ -68,7 +81,7 @@ def test_start_lines():
         ("start --mesh", r"--mesh needs a value: axis names and sizes"),
         ("start --idle-timeout never", r"--idle-timeout never: this is a number of seconds, for example 30"),
         ("stop now", r"%hpc stop does not take 'now'; write  %hpc stop"),
-        ("status --all", r"%hpc status has no option '--all'"),
+        ("recover --all", r"%hpc recover has no option '--all'"),
         ("timing bubble", r"no plot 'bubble'; there are breakdown, timeline"),
         ("logs x", r"%hpc logs x: a rank is a number"),
         ("help strat", r"no verb 'strat'"),

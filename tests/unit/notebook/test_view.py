@@ -26,7 +26,7 @@ def done(run, values=None, notices=()):
             1, rank, True, 1000, 2000, value or "", value is not None, False, b"", "", None, list(notices), False
         )
         replies.append([getattr(reply, name) for name in m.names_of(reply)])
-    run.feed(m.CellDone(1, replies, {}, {}, {}))
+    run.feed(m.CellDone(1, replies, {}, {}, {}, 0))
     return run.finish(flood_file=lambda rank: f"/folder/rank-{rank}.txt")
 
 

@@ -1,0 +1,66 @@
+"""What notebooks order the ranks of this node to do beside running cells: stop, be released, be looked at, end."""
+
+from __future__ import annotations
+
+import logging
+import signal
+
+from hpcnb.core import messages as m
+from hpcnb.core.ranks import RankSet
+from hpcnb.node.looks import Looks
+from hpcnb.node.rank_process import RankProcess
+from hpcnb.node.stop import Stop
+
+__all__ = ["Order", "Orders"]
+
+LOG = logging.getLogger(__name__)
+
+Order = m.Interrupt | m.StopAtBoundary | m.Release | m.LookAt | m.Continue | m.EndRanks | m.InputReply
+
+
+class Orders:
+    """Carries orders out.
+
+    Args:
+        ranks: By global rank; entries change when ranks are replaced.
+        stop: Chooses the step to stop at.
+        looks: Finds out what ranks do.
+    """
+
+    def __init__(self, ranks: dict[int, RankProcess], stop: Stop, looks: Looks) -> None:
+        self._ranks = ranks
+        self._stop = stop
+        self._looks = looks
+
+    def _chosen(self, ranks: RankSet) -> list[RankProcess]:
+        """Those of these ranks that live on this node."""
+        return [self._ranks[rank] for rank in ranks if rank in self._ranks and self._ranks[rank].alive]
+
+    def obey(self, order: Order) -> m.Message | None:
+        """Carry an order out; returns what is to be answered, if anything is."""
+        if isinstance(order, m.StopAtBoundary):
+            ranks = [process.rank for process in self._chosen(order.ranks) if process.cell == order.cell]
+            return m.BoundaryAsked(order.cell, self._stop.ask(order.cell, ranks))
+        if isinstance(order, m.Interrupt):
+            self._stop.withdraw()
+        chosen = RankSet([order.rank]) if isinstance(order, m.InputReply) else order.ranks
+        for process in self._chosen(chosen):
+            self._obey(process, order)
+        return None
+
+    def _obey(self, process: RankProcess, order: Order) -> None:
+        match order:
+            case m.Interrupt() if process.cell:
+                process.send_control(m.InterruptCell(process.cell))  # for which cell, should it not have begun
+                process.signal(signal.SIGINT)  # the link thread cannot run while C code holds the interpreter lock
+            case m.Release():
+                process.send_control(m.ReleaseRank(order.reason, order.mismatch))
+            case m.LookAt():
+                self._looks.ask(process, order.cell)
+            case m.Continue():
+                process.signal(signal.SIGCONT)
+            case m.EndRanks():
+                LOG.info("rank %d is ended: %s", process.rank, order.reason)
+                process.kill_group()
+            case m.InputReply() if process.cell == order.cell:
+                process.send_control(order)  # its main thread waits, its link thread listens

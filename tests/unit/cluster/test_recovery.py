@@ -1,0 +1,171 @@
+"""After a failure: what a cluster is asked to do, and what is said about it. The cluster is a fake."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+
+import pytest
+
+from hpcnb.cluster import recovery
+from hpcnb.cluster.result import CellResult, RankError
+from hpcnb.cluster.waiting import Inbox
+from hpcnb.core import messages as m
+from hpcnb.core.errors import CellFailed, ClusterStateError, LaunchError, OptionError
+from hpcnb.core.ranks import RankSet
+
+FAILED = RankError("RuntimeError", "store gone", "", 0, "", "Traceback", "k")
+
+
+class FakeCluster:
+    """Four ranks; remembers what they were asked."""
+
+    world_size = 4
+
+    def __init__(self, *, alive=(0, 1, 2, 3), busy=(), errors=None, notices=None, groups=None, ready=True):
+        self.alive, self.busy = RankSet(alive), RankSet(busy)
+        self.generation = 6
+        self.asked, self.told = [], []
+        self._errors, self._notices, self._groups, self._ready = errors or {}, notices or {}, groups or {}, ready
+        self._rejoining = Inbox()
+
+    def next_generation(self):
+        self.generation += 1
+        return self.generation
+
+    def serve(self, make, ranks, *, label, timeout_s):
+        message = make(17, ranks)
+        self.asked.append(message)
+        result = CellResult(17, label, ranks, 4, notices=self._notices)
+        if isinstance(message, m.ListGroups):
+            result.pickles = {rank: pickle.dumps(self._groups.get(rank, (0, []))) for rank in ranks}
+        else:
+            result.errors = self._errors
+        return result
+
+    def tell(self, message):
+        self.told.append(message)
+        for rank in message.ranks if self._ready else ():
+            self._rejoining.put(m.RankReady(rank, 1, "n1", "cpu", {}))
+
+    @contextlib.contextmanager
+    def rejoining(self, ranks):
+        yield self._rejoining
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    now_s = iter(range(10_000))
+    monkeypatch.setattr(recovery.time, "perf_counter", lambda: next(now_s) / 4)
+
+
+def test_groups_are_built_again():
+    cluster = FakeCluster(notices={"DDP is ready again": RankSet([0, 1])})
+    assert recovery.mend(cluster) == (
+        True,
+        [
+            "process groups built again (generation 7, 0.25 s)",
+            "all names on all ranks are intact",
+            "ranks 0,1: DDP is ready again",
+        ],
+    )
+    assert cluster.asked == [m.Rebuild(17, RankSet.all(4), 7, RankSet())]
+
+
+@pytest.mark.parametrize(
+    ("alive", "missing", "intact"),
+    [((0, 1, 3), "rank 2 is missing", "ranks 0,1,3"), ((3,), "ranks 0-2 are missing", "rank 3")],
+)
+def test_dead_ranks_are_named(alive, missing, intact):
+    cluster = FakeCluster(alive=alive)
+    is_done, words = recovery.mend(cluster)
+    assert is_done
+    assert words[0].startswith(f"process groups built again (generation 7, 0.25 s); {missing}: type  %hpc restart-rank")
+    assert words[1] == f"all names on {intact} are intact"
+    assert cluster.asked == [m.Rebuild(17, RankSet(alive), 7, RankSet.all(4) - RankSet(alive))]
+
+
+@pytest.mark.parametrize(
+    ("busy", "words"), [((2,), "rank 2 has answered"), ((1, 2), "ranks 1,2 have answered")]
+)  # fmt: skip
+def test_busy_ranks_are_waited_for(busy, words):
+    cluster = FakeCluster(busy=busy)
+    assert recovery.mend(cluster) == (False, [f"process groups are built again when {words}"])
+    assert cluster.asked == []
+
+
+def test_a_dead_rank_is_not_busy():
+    assert recovery.mend(FakeCluster(alive=(0, 1), busy=(3,)))[0]
+
+
+def test_without_ranks_nothing_is_built():
+    assert recovery.mend(FakeCluster(alive=())) == (False, [])
+
+
+def test_groups_that_cannot_be_built():
+    is_done, (words,) = recovery.mend(FakeCluster(errors={1: FAILED}))
+    assert not is_done
+    assert words.startswith(
+        "process groups could not be built again; type  %hpc recover  to try once more\n"
+        "rank 1 of 4 raised  RuntimeError: store gone"
+    )
+    with pytest.raises(CellFailed, match="store gone"):
+        recovery.rebuild(FakeCluster(errors={1: FAILED}), RankSet.all(4), RankSet())
+
+
+# --- ranks are replaced -----------------------------------------------------------------------------------------
+
+
+def test_a_dead_rank_is_replaced():
+    groups = {0: (12, [("0", [0, 1, 2, 3]), ("9", [0, 1])]), 1: (12, [("0", [0, 1, 2, 3])]), 3: (11, [("10", [2, 3])])}
+    cluster = FakeCluster(alive=(0, 1, 3), groups=groups)
+    assert recovery.restart(cluster, RankSet([2])) == 0.25
+    made = [["0", [0, 1, 2, 3]], ["9", [0, 1]], ["10", [2, 3]]]  # in the order they were made: by number
+    assert cluster.told == [m.RestartRanks(RankSet([2]), 7, made, 12)]
+    others = RankSet([0, 1, 3])
+    assert cluster.asked == [m.ListGroups(17, others), m.Rebuild(17, others, 7, RankSet())]
+
+
+def test_other_dead_ranks_stay_dead():
+    cluster = FakeCluster(alive=(0, 1))
+    recovery.restart(cluster, RankSet([2]))
+    assert cluster.asked[-1] == m.Rebuild(17, RankSet([0, 1]), 7, RankSet([3]))
+
+
+def test_all_ranks_are_replaced():
+    cluster = FakeCluster(alive=(1,))
+    recovery.restart(cluster, RankSet.all(4))
+    assert cluster.asked == []
+    assert cluster.told == [m.RestartRanks(RankSet.all(4), 7, [], 0)]
+
+
+def test_a_busy_rank_can_be_replaced_itself():
+    cluster = FakeCluster(busy=(2,))
+    recovery.restart(cluster, RankSet([2]))
+    assert len(cluster.told) == 1
+
+
+@pytest.mark.parametrize(
+    ("cluster", "ranks", "kind", "words"),
+    [
+        (FakeCluster(), [4, 7], OptionError, r"^no ranks 4,7; the cluster has ranks 0-3$"),
+        (FakeCluster(), [], OptionError, r"^no rank to restart; for example  %hpc restart-rank 2$"),
+        (
+            FakeCluster(busy=[1]),
+            [2],
+            ClusterStateError,
+            r"^rank 1 still runs a cell; wait for it, or type  %hpc interrupt$",
+        ),
+        (FakeCluster(busy=[0, 1]), [2], ClusterStateError, r"^ranks 0,1 still run a cell; wait for it"),
+        (FakeCluster(errors={1: FAILED}), [2], CellFailed, "store gone"),
+    ],
+)
+def test_what_cannot_be_replaced(cluster, ranks, kind, words):
+    with pytest.raises(kind, match=words):
+        recovery.restart(cluster, RankSet(ranks))
+
+
+def test_a_new_rank_that_does_not_come(monkeypatch):
+    monkeypatch.setattr(recovery, "_RESTART_S", -1.0)
+    with pytest.raises(LaunchError, match="rank 2 not ready after"):
+        recovery.restart(FakeCluster(ready=False), RankSet([2]))
