@@ -281,7 +281,7 @@ def test_who_waits_for_a_dead_rank_is_told_how_it_ended(clock):
     clock.now_s += 0.25
     _, release = feed(run, m.RankStates(5, {**waits(0, 3.0), **waits(1, 3.0)}))
     assert release.reason == "rank 2 was killed: out of memory (900 MB resident when last seen)"
-    assert run.news()[0] == f"{release.reason}"
+    assert run.news()[0] == release.reason
 
 
 def test_a_mismatch_that_a_rank_found_is_the_reason_for_the_others(clock):

@@ -14,7 +14,7 @@ from hpcnb.core import messages as m
 from hpcnb.core import watch
 from hpcnb.core.board import Activity, stamp
 from hpcnb.core.diagnosis import Inside, Issues, RankFacts
-from hpcnb.core.errors import LaunchError, LinkError
+from hpcnb.core.errors import ClusterStateError, LaunchError, LinkError
 from hpcnb.core.ranks import RankSet
 
 ALL = RankSet.all(2)
@@ -166,6 +166,22 @@ def test_while_nothing_arrives_the_agent_is_looked_at(waited):
 def test_an_agent_that_says_farewell_ends_the_wait(waited):
     with pytest.raises(LinkError, match=r"^the cluster ended: idle; type  %hpc stop  and then  %hpc start$"):
         waited.step(m.Farewell("idle"))
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (m.CellRefused(CELL, "another notebook was faster"), r"^another notebook was faster$"),
+        (m.CellBegan(CELL, "cell 7", ALL, 1, 0), r"^another notebook began cell 7$"),
+    ],
+)
+def test_a_cell_whose_number_is_taken_by_another_notebook(waited, message, words):
+    with pytest.raises(ClusterStateError, match=words):
+        waited.step(message)
+
+
+def test_cells_of_other_notebooks_are_none_of_ours(waited):
+    assert waited.step(m.CellRefused(CELL + 1, "x"), m.CellBegan(CELL + 1, "cell 8", ALL, 1, 0)) == []
 
 
 def test_both_waits_end_with_the_cell(clock):
