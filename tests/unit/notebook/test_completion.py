@@ -14,7 +14,7 @@ from hpcnb.notebook.completion import candidates
         ("%hpc start --m", ["--mesh"]),
         ("%hpc timing ", ["breakdown", "timeline"]),
         ("%hpc help lo", ["logs"]),
-        ("%hpc de", ["debug"]),
+        ("%hpc de", ["detach", "debug"]),
         ("%hpc check --a", ["--axis"]),
         ("%hpc stop ", ["--all"]),
         ("%hpc at", ["attach"]),
