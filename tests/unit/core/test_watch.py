@@ -19,6 +19,7 @@ from hpcnb.core.watch import (
     Exited,
     InterruptAsked,
     InterruptRanks,
+    LetGo,
     Located,
     LookAtRanks,
     Looked,
@@ -123,6 +124,13 @@ ENDS = {
 @pytest.mark.parametrize(("events", "expected"), ENDS.values(), ids=ENDS)
 def test_the_cell_ends_when_nobody_runs_it(events, expected):
     assert actions_of(watch_of(), *events) == expected
+
+
+def test_a_notebook_that_lets_go_leaves_the_ranks_running():
+    watch, _ = run(watch_of(), Replied(1, 1.0))
+    watch, actions = advance(watch, LetGo())
+    assert actions == [CellEnds(ranks(0, 2))]
+    assert run(watch, Replied(0, 2.0), InterruptAsked(3.0), Tick(9.0)) == (watch, [])
 
 
 def test_what_is_remembered():
@@ -486,6 +494,7 @@ kinds = st.one_of(
     ),
     st.builds(lambda make, since_s: lambda at_s: make(at_s, since_s=since_s), st.just(circle), times),
     st.builds(lambda members: lambda at_s: stopped(at_s, *members), st.lists(st.integers(0, 2))),
+    st.just(lambda at_s: LetGo()),
     st.sampled_from([InterruptAsked, InterruptAsked, TimedOut, Tick, Tick, Tick, mismatch]),
 )  # fmt: skip
 
