@@ -48,7 +48,7 @@ class RankError:
     @property
     def is_released(self) -> bool:
         """Whether this is no failure of its own: the rank waited for others that did not come."""
-        return self.ename in ("CollectiveAborted", "CollectiveMismatch")
+        return self.ename == "CollectiveMismatch" or (self.ename == "CollectiveAborted" and bool(self.operation))
 
     def __str__(self) -> str:
         return f"{self.ename}: {self.evalue}" if self.evalue else self.ename
@@ -318,19 +318,20 @@ class CellResult:
     def _released_text(self) -> list[str]:
         """Ranks that were released, grouped by what they waited in, and why."""
         released = {rank: error for rank, error in sorted(self.errors.items()) if error.is_released}
-        if differing := RankSet(rank for rank, error in released.items() if error.ename == "CollectiveMismatch"):
-            words = self.explanations or [released[differing.first()].evalue]
-            return [*words, f"{differing.words()} of {self.world_size} raised CollectiveMismatch"]
+        differing = RankSet(rank for rank, error in released.items() if error.ename == "CollectiveMismatch")
+        lines = []
+        if differing:
+            lines += [] if self.explanations else [released[differing.first()].evalue]
+            lines.append(f"{differing.words()} of {self.world_size} raised CollectiveMismatch")
         groups: dict[str, list[int]] = {}
         for rank, error in released.items():
-            groups.setdefault(error.operation or error.evalue, []).append(rank)
-        lines = []
+            if rank not in differing:
+                groups.setdefault(error.operation, []).append(rank)
         for operation, ranks in groups.items():
             longest_s = max(released[rank].waited_s for rank in ranks)
             verb = "was" if len(ranks) == 1 else "were"
-            where = f" in  {operation}  for {longest_s:.1f} s and {verb}" if released[ranks[0]].operation else ""
-            reason = "" if where else f": {operation}"
-            lines.append(f"{RankSet(ranks).words()} {verb}{where} released{reason}")
-        if len(self.explanations) == 1 and len(lines) == 1 and released[min(released)].operation:
-            return [f"{lines[0]}: {self.explanations[0]}"]
+            lines.append(f"{RankSet(ranks).words()} {verb} in  {operation}  for {longest_s:.1f} s and {verb} released")
+        if len(lines) == 1 and not differing:
+            why = self.explanations or [released[min(released)].evalue.partition(" cannot be completed: ")[2]]
+            return [f"{lines[0]}: {why[0]}", *why[1:]] if why[0] else lines
         return [*self.explanations, *lines]

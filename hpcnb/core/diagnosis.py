@@ -14,7 +14,7 @@ from typing import Any
 from hpcnb.core.board import Activity, number_of
 from hpcnb.core.ranks import RankSet
 
-__all__ = ["Diagnosis", "Inside", "Issues", "RankFacts", "diagnose"]
+__all__ = ["Diagnosis", "Hang", "Inside", "Issues", "RankFacts", "diagnose"]
 
 
 @dataclass(frozen=True)
@@ -85,24 +85,50 @@ class RankFacts:
 
 
 @dataclass(frozen=True)
+class Hang:
+    """Ranks that wait in vain, for the same reasons.
+
+    Attributes:
+        ranks: Who waits.
+        causes: Why, in words.
+        is_mismatch: Ranks called different operations.
+    """
+
+    ranks: RankSet
+    causes: tuple[str, ...]
+    is_mismatch: bool = False
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """What is wrong, if anything.
 
     Attributes:
-        stuck: Ranks that wait in vain.
-        causes: Why, in words, one for each distinct reason.
-        is_mismatch: Ranks called different operations.
+        hangs: Ranks that wait in vain; those that have nothing to do with each other apart.
         stopped: Ranks of the cell that somebody stopped (SIGSTOP).
         waits: In words: who waits for whom, and is not stuck.
         awaited: Ranks that others wait for and that run code: a look at them tells where.
     """
 
-    stuck: RankSet
-    causes: tuple[str, ...] = ()
-    is_mismatch: bool = False
+    hangs: tuple[Hang, ...] = ()
     stopped: RankSet = field(default_factory=RankSet)
     waits: tuple[str, ...] = ()
     awaited: RankSet = field(default_factory=RankSet)
+
+    @property
+    def stuck(self) -> RankSet:
+        """All ranks that wait in vain."""
+        return _all(hang.ranks for hang in self.hangs)
+
+    @property
+    def causes(self) -> tuple[str, ...]:
+        """Why, in words."""
+        return tuple(cause for hang in self.hangs for cause in hang.causes)
+
+    @property
+    def is_mismatch(self) -> bool:
+        """Whether somewhere ranks called different operations."""
+        return any(hang.is_mismatch for hang in self.hangs)
 
 
 def diagnose(facts: Mapping[int, RankFacts], cell: int, ranks: RankSet, gone: Mapping[int, str]) -> Diagnosis:
@@ -136,18 +162,32 @@ def diagnose(facts: Mapping[int, RankFacts], cell: int, ranks: RankSet, gone: Ma
     stopped = RankSet(
         rank for rank, each in facts.items() if each.is_stopped and each.cell == cell and rank not in gone
     )
-    causes = [*_differences(stuck, inside, differing, facts), *_absences(stuck, missing, absent)]
-    if stuck and not causes:
-        causes = [_circle(stuck, inside, missing)]
+    hangs = []
+    for together in _components(stuck, missing, differing):
+        causes = [*_differences(together, inside, differing, facts), *_absences(together, missing, absent)]
+        if not causes:
+            causes = [_circle(together, inside, missing)]
+        hangs.append(Hang(RankSet(together), tuple(causes), any(differing[rank] for rank in together)))
     waiting = {rank: each for rank, each in inside.items() if rank not in stuck}
     return Diagnosis(
-        RankSet(stuck),
-        tuple(causes),
-        any(differing[rank] for rank in stuck),
+        tuple(hangs),
         stopped,
         tuple(_waits(waiting, missing)),
         RankSet(peer for rank in waiting for peer in missing[rank] if peer not in inside),
     )
+
+
+def _components(stuck: set[int], missing: Mapping[int, RankSet], differing: Mapping[int, RankSet]) -> list[set[int]]:
+    """Stuck ranks that wait for each other, or for the same ranks, together."""
+    reach = {rank: RankSet([rank]) | missing[rank] | differing[rank] for rank in stuck}
+    components: list[tuple[set[int], RankSet]] = []
+    for rank in sorted(stuck):
+        members, touched = {rank}, reach[rank]
+        for other in [each for each in components if each[1] & touched]:
+            components.remove(other)
+            members, touched = members | other[0], touched | other[1]
+        components.append((members, touched))
+    return [members for members, _ in components]
 
 
 def _missing(rank: int, waits_in: Inside, facts: Mapping[int, RankFacts]) -> RankSet:

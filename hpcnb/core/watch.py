@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from hpcnb.core.diagnosis import Diagnosis, RankFacts, diagnose
+from hpcnb.core.diagnosis import Diagnosis, Hang, RankFacts, diagnose
 from hpcnb.core.ranks import RankSet
 
 __all__ = [
@@ -291,32 +291,43 @@ def _looked(watch: Watch, event: Looked) -> tuple[Watch, list[Action]]:
     diagnosis = diagnose(event.facts, watch.cell, watch.ranks or watch.running, dict(watch.gone))
     before = {(rank, key, stamp): since for rank, key, stamp, since in watch.stuck_since}
     stuck_since = []
-    for rank in diagnosis.stuck:
-        inside = event.facts[rank].inside
-        if inside is not None:
-            # it waits in vain since it waits, and since the last one left who might have come
-            since_s = max(at_s - inside.age_s, watch.left_s)
-            stuck_since.append((rank, inside.key, inside.stamp, before.get((rank, inside.key, inside.stamp), since_s)))
+    for hang in diagnosis.hangs:
+        inside = {rank: each for rank in hang.ranks if (each := event.facts[rank].inside) is not None}
+        # they wait in vain since the last of them waits, and since the last one left who might have come
+        since_s = max(watch.left_s, *(at_s - each.age_s for each in inside.values()))
+        for rank, each in inside.items():
+            where = (rank, each.key, each.stamp)
+            stuck_since.append((*where, before.get(where, since_s)))
     watch = replace(watch, stuck_since=tuple(stuck_since))
     watch, actions = _continue_stopped(watch, diagnosis, at_s)
     watch = replace(watch, report=_report(watch, event, diagnosis))
     if watch.is_debugging:
         return watch, actions
-    mismatch = diagnosis.is_mismatch or bool(watch.mismatch)
-    grace_s = min(watch.grace_s, _EXIT_GRACE_S) if watch.exited else watch.grace_s
-    is_due = mismatch or any(at_s - since_s >= grace_s for *_, since_s in stuck_since)
-    is_again = bool(diagnosis.stuck & watch.released) and at_s - watch.released_s < _AGAIN_S
-    if diagnosis.stuck and is_due and not is_again and watch.grace_s != float("inf"):
-        reason = watch.mismatch or "; ".join(diagnosis.causes)
-        watch = replace(watch, released=watch.released | diagnosis.stuck, released_s=at_s)
-        if mismatch:
-            watch = replace(watch, mismatch=reason)  # told once, however many ranks find it
-        return watch, [*actions, Say(reason), ReleaseRanks(diagnosis.stuck, reason, mismatch)]
+    for hang in diagnosis.hangs:
+        if _is_due(watch, hang, at_s):
+            mismatch = hang.is_mismatch or bool(watch.mismatch)
+            reason = watch.mismatch or "; ".join(hang.causes)
+            watch = replace(watch, released=watch.released | hang.ranks, released_s=at_s)
+            if mismatch:
+                watch = replace(watch, mismatch=reason)  # told once, however many ranks find it
+            actions = [*actions, Say(reason), ReleaseRanks(hang.ranks, reason, mismatch)]
+    if diagnosis.hangs:
+        return watch, actions
     patience_s = max((fact.inside.age_s for fact in event.facts.values() if fact.inside is not None), default=0.0)
     if diagnosis.awaited & watch.running and patience_s > watch.grace_s and at_s - watch.looked_s > _LOOK_S:
         watch = replace(watch, looked_s=at_s)
         actions = [*actions, LookAtRanks(diagnosis.awaited & watch.running)]
     return watch, actions
+
+
+def _is_due(watch: Watch, hang: Hang, at_s: float) -> bool:
+    """Whether these ranks are to be released now."""
+    if watch.grace_s == float("inf") or (hang.ranks & watch.released and at_s - watch.released_s < _AGAIN_S):
+        return False
+    if hang.is_mismatch or watch.mismatch:
+        return True
+    grace_s = min(watch.grace_s, _EXIT_GRACE_S) if watch.exited else watch.grace_s
+    return any(at_s - since_s >= grace_s for rank, _, _, since_s in watch.stuck_since if rank in hang.ranks)
 
 
 def _continue_stopped(watch: Watch, diagnosis: Diagnosis, at_s: float) -> tuple[Watch, list[Action]]:

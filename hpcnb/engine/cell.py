@@ -228,7 +228,7 @@ class CellRunner:
         """What DDP's wait in C++ raised becomes what other waits raise."""
         if not isinstance(error, RuntimeError):
             return error
-        explained = self._guard.explained(error, *self._recorder.last_wait())
+        explained = self._guard.explained(error, *self._recorder.last_wait(), in_wait=False)
         return error if explained is error else explained.with_traceback(error.__traceback__)
 
     def _keep_error(self, exc_tuple: Any = None, *_: object, **__: object) -> None:

@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Channel", "Guard", "Signature"]
 
-#: A rank waits before it is so many operations ahead of a peer: later ones could not be compared any more.
+#: A rank waits before it is so many collectives ahead of a peer, which could not compare any more; but not for long.
 _AHEAD = HISTORY - 8
+_AHEAD_S = 1.0
 _AHEAD_PAUSE_S = 0.0005
 #: How gloo and the kernel say that the other side is gone.
 _LOST = re.compile(r"gloo/transport|[Cc]onnection (closed|reset|refused)|Broken pipe|Socket (closed|is not connected)")
@@ -162,24 +163,23 @@ class Guard:
         stamped = channel.newest + 1
         if generation_of(stamped) != self.generation:
             stamped = stamp(self.generation, 1)
-        channel.newest = stamped
         if channel.at < 0:
+            channel.newest = stamped
             return stamped
+        if number_of(stamped) > _AHEAD and channel.sender < 0:
+            self._await_peers(channel, stamped)  # before anything is said, so that it can be given up
+        channel.newest = stamped
         checked = signature[0]
         self._own.publish(channel.at, stamped, (checked, line, source, signature[1]))
         for peer in channel.peers:
             if peer.at < 0:
                 peer.at = peer.reader.find(channel.key)
                 if peer.at < 0:
-                    if number_of(stamped) > _AHEAD:
-                        self._await(peer, channel, stamped)
                     continue
-            newest = peer.reader.newest(peer.at)
-            if newest < stamped:
-                if number_of(stamped) > _AHEAD and newest + _AHEAD < stamped:
-                    self._await(peer, channel, stamped)
-            elif peer.reader.signature(peer.at, stamped) != checked:
-                self._differ(channel, peer, stamped, signature[1], line)
+            if peer.reader.newest(peer.at) >= stamped:
+                theirs = peer.reader.signature(peer.at, stamped)
+                if theirs is not None and theirs != checked:
+                    self._differ(channel, peer, stamped, signature[1], line)
         return stamped
 
     def withdraw(self, channel: Channel, stamped: int) -> None:
@@ -188,14 +188,21 @@ class Guard:
         if channel.at >= 0:
             self._own.withdraw(channel.at, stamped)
 
-    def _await(self, peer: _Peer, channel: Channel, stamped: int) -> None:
-        """Let a peer that is far behind catch up, so that it can still compare."""
-        while not peer.reader.full:
-            peer.at = peer.reader.find(channel.key) if peer.at < 0 else peer.at
-            if peer.at >= 0 and peer.reader.newest(peer.at) + _AHEAD >= stamped:
-                return
-            self.check()
-            time.sleep(_AHEAD_PAUSE_S)
+    def _await_peers(self, channel: Channel, stamped: int) -> None:
+        """Let peers that are far behind catch up, so that they can still compare.
+
+        For a while only: a program may well issue many operations before others come to theirs.
+        """
+        deadline_s = time.monotonic() + _AHEAD_S
+        for peer in channel.peers:
+            while True:
+                peer.at = peer.reader.find(channel.key) if peer.at < 0 else peer.at
+                if peer.at >= 0 and peer.reader.newest(peer.at) + _AHEAD >= stamped:
+                    break
+                if time.monotonic() > deadline_s:
+                    return
+                self.check()
+                time.sleep(_AHEAD_PAUSE_S)
 
     def _differ(self, channel: Channel, peer: _Peer, stamped: int, description: int, line: int) -> None:
         theirs = peer.reader.issued(peer.at, stamped)
@@ -231,10 +238,10 @@ class Guard:
             for peer in channel.peers:
                 peer.at = -1  # a new process may have taken the rank's place
 
-    def check(self) -> None:
+    def check(self, operation: str = "") -> None:
         """Raise if groups are broken."""
         if self.broken:
-            raise self.error("")
+            raise self.error(operation)
 
     def error(self, operation: str, waited_s: float = 0.0) -> CollectiveError:
         """The error of an operation that groups cannot complete."""
@@ -244,17 +251,28 @@ class Guard:
         error.operation, error.waited_s = operation, waited_s
         return error
 
-    def explained(self, error: BaseException, operation: str, waited_s: float) -> BaseException:
-        """What to raise instead of what a wait raised; breaks the groups when connections are lost."""
+    def explained(
+        self, error: BaseException, operation: str, waited_s: float, *, in_wait: bool = True
+    ) -> BaseException:
+        """What to raise instead of what a wait raised; breaks the groups when connections are lost.
+
+        Args:
+            error: What was raised.
+            operation: What was waited in, in words.
+            waited_s: For how long.
+            in_wait: Whether it came from a wait of ours; else it may be anything that a cell raises.
+        """
         if isinstance(error, CollectiveError):
             return error if error.operation or not self.broken else self.error(operation, waited_s)
         if not isinstance(error, RuntimeError):
-            # a wait that is given up leaves its operation half done
-            self.break_groups(f"a wait was given up ({type(error).__name__})")
+            if in_wait:  # what is given up is half done
+                self.break_groups(f"a wait was given up ({type(error).__name__})")
             return error
         if _LOST.search(str(error)):
-            self.break_groups("the connection to another rank is lost")
-        return self.error(operation, waited_s) if self.broken else error
+            self.break_groups("it timed out" if "imed out" in str(error) else "the connection to another rank is lost")
+        elif not (in_wait and self.broken):
+            return error
+        return self.error(operation or "communication", waited_s)
 
 
 def _words(description: str, line: int) -> str:

@@ -38,10 +38,11 @@ class Interrupts:
 
     def interrupt(self, cell: int) -> None:
         """Interrupt this cell, now or as soon as it begins; from the link thread."""
-        if self._cell not in (0, cell) or self._has_raised(cell):
-            return  # that cell is over and another one runs, or the agent's own signal was faster
+        if self._has_raised(cell):
+            return  # the agent's own signal was faster
         self._asked = cell
-        signal.pthread_kill(self._main_thread, signal.SIGINT)
+        if self._cell == cell:
+            signal.pthread_kill(self._main_thread, signal.SIGINT)
 
     def begin(self, cell: int, task: asyncio.Task[object] | None = None) -> None:
         """Code of this cell begins; ``task`` if it may await.
@@ -86,6 +87,8 @@ class Interrupts:
     def _on_signal(self, _number: int, frame: FrameType | None) -> None:
         if not self._cell or self._has_raised(self._cell):
             return  # nothing runs, or this is the second signal of one interrupt
+        if self._asked not in (0, self._cell):
+            return  # late, for an earlier cell; one for this cell comes through the link thread as well
         if self._held:
             self._pending = True
             return

@@ -188,7 +188,7 @@ def _join_group(seat: RankSeat, spec: AgentSpec, device: torch.device, recorder:
     recorder.enabled, wanted = False, recorder.enabled
     client = dist.TCPStore(seat.store_host, seat.store_port, is_master=False, timeout=_TIMEOUT)
     # C++ finds the methods of a store in its Python object, which it does not keep alive
-    guard.store = GroupStore(client, _TIMEOUT, guard.check)
+    guard.store = GroupStore(client, _TIMEOUT, lambda: guard.check("the making of a process group"))
     dist.init_process_group(
         process_group.BACKEND,
         store=guard.store,

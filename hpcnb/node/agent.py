@@ -179,6 +179,7 @@ class Agent:
         if self._stop.is_open:
             self._stop.look()
         running = self._relay.running
+        self._stop.keep(running)
         if not running or now_s < self._observe_due_s:
             return
         self._observe_due_s = now_s + _OBSERVE_S

@@ -10,6 +10,8 @@ __all__ = ["Memory"]
 
 #: The proportional size is looked up at most so often: the kernel walks all pages of the process for it.
 _PROPORTIONAL_S = 3.0
+#: Kills of the kernel are counted anew so often.
+_KILLS_S = 2.0
 
 
 class Memory:
@@ -23,7 +25,9 @@ class Memory:
         self._clock = clock
         self._proportional: dict[int, tuple[float, float]] = {}
         self._resident_mb: dict[int, float] = {}
-        self._num_kills = _num_kills()
+        # two looks, the older one for comparison: what the kernel did long before a rank ended was not about that rank
+        self._num_kills = self._num_recent = _num_kills()
+        self._looked_s = clock()
 
     def proportional_mb(self, pid: int) -> float:
         """PSS: memory of the process, shared pages divided by who shares them."""
@@ -40,13 +44,17 @@ class Memory:
         except OSError:
             return  # it has just ended; the last size is what is told
         self._resident_mb[pid] = int(pages) * 4096 / 1e6
+        if self._clock() - self._looked_s > _KILLS_S:
+            self._looked_s = self._clock()
+            self._num_kills, self._num_recent = self._num_recent, _num_kills()
 
     def ended(self, pid: int, status: int) -> tuple[float, bool]:
         """The last known resident size of a process in MB, and whether the kernel killed it for want of memory."""
         self._proportional.pop(pid, None)
-        num_kills, before = _num_kills(), self._num_kills
-        self._num_kills = num_kills
-        return self._resident_mb.pop(pid, 0.0), status == -signal.SIGKILL and num_kills > before
+        was_out_of_memory = status == -signal.SIGKILL and _num_kills() > self._num_kills
+        if was_out_of_memory:
+            self._num_kills += 1  # one kill for one process
+        return self._resident_mb.pop(pid, 0.0), was_out_of_memory
 
 
 def _num_kills() -> int:

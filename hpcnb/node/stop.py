@@ -55,8 +55,13 @@ class Stop:
             self._board.ask_stop(self._cell, StopState.DECIDED, boundary)
             self._ranks = []
 
-    def withdraw(self, cell: int = 0) -> None:
-        """The cell is over, or will be stopped in another way; 0 for whichever was asked."""
-        if self._cell and cell in (0, self._cell):
+    def keep(self, running: list[int]) -> None:
+        """Withdraw the request if its cell is over."""
+        if self._cell and self._cell not in running:
+            self.withdraw()
+
+    def withdraw(self) -> None:
+        """The cell is over, or will be stopped in another way."""
+        if self._cell:
             self._cell, self._ranks = 0, []
             self._board.ask_stop(0, StopState.NONE)

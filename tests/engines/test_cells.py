@@ -292,14 +292,13 @@ def test_output_is_seen_while_the_cell_runs(cluster2):
     assert latencies[0] < 400e6  # before the cell has ended; benchmarks measure how much before
 
 
-def test_a_failure_is_told_while_others_wait_and_the_failed_rank_is_free(cluster4):
+def test_a_failure_is_told_while_others_wait(cluster4):
     seen = []
 
     class View:
         def update(self, cell_run):
             if (news := cell_run.news()) and not seen:
                 seen.extend(news)
-                cluster4.interrupt()
 
         def finish(self, *_):
             pass
@@ -309,13 +308,7 @@ def test_a_failure_is_told_while_others_wait_and_the_failed_rank_is_free(cluster
     assert "rank 2 of 4 raised  ValueError: first" in seen[0]
     assert seen[-1] == "ranks 0,1,3 still run"
     assert "ValueError: first" in result.failure_text()
-    assert "did not answer the interrupt" in result.failure_text()
-    assert "all_reduce #1" in result.failure_text()
-    # the rank that failed can still do what the others wait for
-    assert run(cluster4, "dist.all_reduce(torch.ones(1)); 'joined'", on="2").values == {2: "'joined'"}
-    deadline = time.monotonic() + 10
-    while any(row["state"] != "idle" for row in cluster4.status()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    assert "ranks 0,1,3 were in  all_reduce #1" in result.failure_text()
     assert len(run(cluster4, "rank").values) == 4
 
 

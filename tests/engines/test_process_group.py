@@ -129,14 +129,21 @@ def test_ddp_survives_a_rebuild_of_the_groups(cluster4):
 
 def test_rebuilding_often_leaks_nothing(cluster4):
     count = "import os, threading\nlen(os.listdir('/proc/self/fd')), threading.active_count()"
+
+    def settled() -> dict[int, str]:
+        # what was connected before goes in its own time, on a thread of its own
+        deadline = time.monotonic() + 10
+        last, now = None, run(cluster4, count).values
+        while now != last and time.monotonic() < deadline:
+            time.sleep(0.5)
+            last, now = now, run(cluster4, count).values
+        return now
+
     cluster4.recover()
-    before = run(cluster4, count).values
+    before = settled()
     for _ in range(20):
         cluster4.recover()
-    deadline = time.monotonic() + 10  # gloo closes the other end of a connection in its own time
-    while (now := run(cluster4, count).values) != before and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert now == before
+    assert settled() == before
 
 
 def test_fsdp_dtensor_and_functional_collectives_are_seen(cluster4):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hpcnb.core import messages as m
 from hpcnb.core.board import Activity, stamp
-from hpcnb.core.diagnosis import Diagnosis, Inside, Issues, RankFacts, diagnose
+from hpcnb.core.diagnosis import Inside, Issues, RankFacts, diagnose
 from hpcnb.core.ranks import RankSet
 
 CELL = 5
@@ -45,98 +45,110 @@ IDLE = RankFacts(Activity.IDLE)
 
 
 @dataclass
+class Expected:
+    """A diagnosis, all hangs together."""
+
+    stuck: RankSet
+    causes: tuple = ()
+    is_mismatch: bool = False
+    stopped: RankSet = RankSet()  # noqa: RUF009 - immutable
+    waits: tuple = ()
+    awaited: RankSet = RankSet()  # noqa: RUF009 - immutable
+
+
+@dataclass
 class Case:
     facts: dict
-    expected: Diagnosis
+    expected: Expected
     gone: dict = ()
     on: RankSet = ALL
 
 
 CASES = {
-    "nothing happens": Case({rank: computes() for rank in ALL}, Diagnosis(ranks())),
+    "nothing happens": Case({rank: computes() for rank in ALL}, Expected(ranks())),
     "all have arrived: bytes are under way": Case(
         {rank: waits(WORLD, 7, age_s=20.0 + rank) for rank in ALL},
-        Diagnosis(ranks(), waits=("ranks 0-3 transfer in all_reduce #7 (32 B, line 7), since 23 s",)),
+        Expected(ranks(), waits=("ranks 0-3 transfer in all_reduce #7 (32 B, line 7), since 23 s",)),
     ),
     "one rank alone transfers": Case(
         {0: waits(WORLD, 7), **{rank: computes({WORLD: 7}) for rank in (1, 2, 3)}},
-        Diagnosis(ranks(), waits=("rank 0 transfers in all_reduce #7 (32 B, line 7), since 3 s",)),
+        Expected(ranks(), waits=("rank 0 transfers in all_reduce #7 (32 B, line 7), since 3 s",)),
     ),
     "one raised": Case(
         {0: waits(WORLD, 7), 1: waits(WORLD, 7), 2: IDLE, 3: waits(WORLD, 7)},
-        Diagnosis(ranks(0, 1, 3), ("rank 2 raised ValueError",)),
+        Expected(ranks(0, 1, 3), ("rank 2 raised ValueError",)),
         gone={2: "raised ValueError"},
     ),
     "two left, one raised: one line for each reason": Case(
         {0: waits(WORLD, 7), 1: IDLE, 2: IDLE, 3: IDLE},
-        Diagnosis(ranks(0), ("rank 1 raised KeyError", "ranks 2,3 ended the cell without it")),
+        Expected(ranks(0), ("rank 1 raised KeyError", "ranks 2,3 ended the cell without it")),
         gone={1: "raised KeyError", 2: "ended the cell without it", 3: "ended the cell without it"},
     ),
     "one is dead": Case(  # it has no facts
         {0: waits(WORLD, 7), 1: waits(WORLD, 7), 3: waits(WORLD, 7)},
-        Diagnosis(ranks(0, 1, 3), ("rank 2 was ended by SIGKILL",)),
+        Expected(ranks(0, 1, 3), ("rank 2 was ended by SIGKILL",)),
         gone={2: "was ended by SIGKILL"},
     ),
     "one issued it and left then": Case(
         {**{rank: waits(WORLD, 7) for rank in (0, 1, 2)}, 3: computes({WORLD: 7}, activity=Activity.IDLE, cell=0)},
-        Diagnosis(ranks(), waits=("ranks 0-2 transfer in all_reduce #7 (32 B, line 7), since 3 s",)),
+        Expected(ranks(), waits=("ranks 0-2 transfer in all_reduce #7 (32 B, line 7), since 3 s",)),
         gone={3: "raised ValueError"},
     ),
     "one is not in the cell": Case(
         {0: waits(WORLD, 7), 1: waits(WORLD, 7), 2: waits(WORLD, 7), 3: IDLE},
-        Diagnosis(ranks(0, 1, 2), ("rank 3 does not run this cell",)),
+        Expected(ranks(0, 1, 2), ("rank 3 does not run this cell",)),
         on=ranks(0, 1, 2),
     ),
     "one that is not in the cell runs something else, and may come": Case(
         {0: waits(LEFT, 7), 1: computes(activity=Activity.REQUEST, cell=0)},
-        Diagnosis(
+        Expected(
             ranks(), waits=("rank 0 waits in all_reduce #7 (32 B, line 7) for rank 1, since 3 s",), awaited=ranks(1)
         ),
         on=ranks(0),
     ),
     "one has not begun the cell": Case(  # its facts say CELL; a rank that nothing is known of may come, too
         {0: waits(WORLD, 7), 1: waits(WORLD, 7), 2: computes()},
-        Diagnosis(
+        Expected(
             ranks(),
             waits=("ranks 0,1 wait in all_reduce #7 (32 B, line 7) for ranks 2,3, since 3 s",), awaited=ranks(2, 3),
         ),
     ),
     "a rank computes": Case(
         {**{rank: waits(WORLD, 7) for rank in (0, 1, 2)}, 3: computes({WORLD: 6})},
-        Diagnosis(
+        Expected(
             ranks(), waits=("ranks 0-2 wait in all_reduce #7 (32 B, line 7) for rank 3, since 3 s",), awaited=ranks(3)
         ),
     ),
     "a rank is in the debugger": Case(
         {**{rank: waits(WORLD, 7) for rank in (0, 1, 2)}, 3: computes({WORLD: 6}, activity=Activity.DEBUGGER)},
-        Diagnosis(
+        Expected(
             ranks(), waits=("ranks 0-2 wait in all_reduce #7 (32 B, line 7) for rank 3, since 3 s",), awaited=ranks(3)
         ),
     ),
     "a rank is stopped": Case(
         {**{rank: waits(WORLD, 7) for rank in (0, 1, 2)}, 3: computes({WORLD: 6}, is_stopped=True)},
-        Diagnosis(
+        Expected(
             ranks(), stopped=ranks(3), awaited=ranks(3),
             waits=("ranks 0-2 wait in all_reduce #7 (32 B, line 7) for rank 3, since 3 s",),
         ),
     ),
     "a stopped rank that has left, or is not in the cell, is none of ours": Case(
         {0: computes(is_stopped=True), 1: computes(is_stopped=True, cell=4), 2: computes(is_stopped=True)},
-        Diagnosis(ranks(), stopped=ranks(2)),
+        Expected(ranks(), stopped=ranks(2)),
         gone={0: "raised ValueError"},
     ),
     "a rank uses more channels than are watched": Case(
         {**{rank: waits(WORLD, 7) for rank in (0, 1, 2)}, 3: computes(is_unwatched=True)},
-        Diagnosis(ranks(), waits=("ranks 0-2 transfer in all_reduce #7 (32 B, line 7), since 3 s",)),
+        Expected(ranks(), waits=("ranks 0-2 transfer in all_reduce #7 (32 B, line 7), since 3 s",)),
     ),
     "such a rank is seen where its channel is": Case(
         {**{rank: waits(WORLD, 7) for rank in (0, 1, 2)}, 3: computes({WORLD: 6}, is_unwatched=True)},
-        Diagnosis(ranks(0, 1, 2), ("rank 3 raised ValueError",)),
+        Expected(ranks(0, 1, 2), ("rank 3 raised ValueError",)),
         gone={3: "raised ValueError"},
     ),
     "a circle over two groups": Case(
         {0: waits(LEFT, 1, name="all_gather"), 1: waits(RIGHT, 1)},
-        Diagnosis(
+        Expected(
             ranks(0, 1),
             (
                 ("they wait for each other: rank 0 waits in all_gather #1 (32 B, line 1) for rank 1; "
@@ -146,7 +158,7 @@ CASES = {
     ),
     "whoever waits for a circle is stuck as well": Case(
         {0: waits(LEFT, 1), 1: waits(RIGHT, 1), 2: waits(P2P12, 1, name="recv"), 3: computes()},
-        Diagnosis(
+        Expected(
             ranks(0, 1, 2),
             (
                 ("they wait for each other: rank 0 waits in all_reduce #1 (32 B, line 1) for rank 1; "
@@ -157,7 +169,7 @@ CASES = {
     ),
     "both send first": Case(  # the two directions are two channels
         {0: waits(LEFT, 1, name="send"), 1: waits(RIGHT, 1, name="send")},
-        Diagnosis(
+        Expected(
             ranks(0, 1),
             (
                 ("they wait for each other: rank 0 waits in send #1 (32 B, line 1) for rank 1; "
@@ -167,7 +179,7 @@ CASES = {
     ),
     "a send waits for a receiver that has left": Case(
         {0: waits(P2P01, 3, name="send"), 1: IDLE},
-        Diagnosis(ranks(0), ("rank 1 ended the cell without it",)),
+        Expected(ranks(0), ("rank 1 ended the cell without it",)),
         gone={1: "ended the cell without it"},
     ),
     "a pipeline waits for its first stage": Case(
@@ -175,7 +187,7 @@ CASES = {
             0: computes({P2P01: 2}), 1: waits(P2P01, 3, name="recv", age_s=1.0),
             2: waits(P2P12, 3, name="recv", age_s=2.0), 3: waits(P2P23, 3, name="recv", age_s=3.0),
         },
-        Diagnosis(
+        Expected(
             ranks(),
             waits=(
                 "rank 1 waits in recv #3 (32 B, line 3) for rank 0, since 1 s",
@@ -189,12 +201,12 @@ CASES = {
         {
             0: IDLE, 1: waits(P2P01, 3, name="recv"), 2: waits(P2P12, 3, name="recv"), 3: waits(P2P23, 3, name="recv"),
         },
-        Diagnosis(ranks(1, 2, 3), ("rank 0 raised ValueError",)),
+        Expected(ranks(1, 2, 3), ("rank 0 raised ValueError",)),
         gone={0: "raised ValueError"},
     ),
     "a message that is under way": Case(
         {0: waits(P2P01, 3, name="send"), 1: waits(P2P01, 3, name="recv")},
-        Diagnosis(
+        Expected(
             ranks(),
             waits=(
                 "rank 0 transfers in send #3 (32 B, line 3), since 3 s",
@@ -206,7 +218,7 @@ CASES = {
         {
             0: waits(LEFT, 7), 1: waits(LEFT, 7, name="broadcast", signature=2),
         },
-        Diagnosis(
+        Expected(
             ranks(0, 1),
             (
                 ("as operation 7 of ranks 0,1, rank 0 called all_reduce(float32[8]) (line 7) "
@@ -217,7 +229,7 @@ CASES = {
     ),
     "different lines, the same operation": Case(
         {0: waits(LEFT, 7, name="all_reduce"), 1: waits(LEFT, 7, name="all_reduce at another line")},
-        Diagnosis(
+        Expected(
             ranks(),
             waits=(
                 "rank 0 transfers in all_reduce #7 (32 B, line 7), since 3 s",
@@ -230,7 +242,7 @@ CASES = {
             **{rank: waits(WORLD, 7) for rank in (0, 1, 3)},
             2: waits(WORLD, 7, name="barrier", signature=9),
         },
-        Diagnosis(
+        Expected(
             ALL,
             (
                 ("as operation 7 of ranks 0-3, ranks 0,1,3 called all_reduce(float32[8]) (line 7) "
@@ -246,7 +258,7 @@ CASES = {
                 Activity.IDLE, issues={LEFT: Issues(stamp(1, 7), {stamp(1, 7): (2, "barrier() (line 9)")})},
             ),
         },
-        Diagnosis(
+        Expected(
             ranks(0),
             (
                 ("as operation 7 of ranks 0,1, rank 0 called all_reduce(float32[8]) (line 7) "
@@ -259,7 +271,7 @@ CASES = {
     "one is behind, in an earlier collective of the same group": Case(
         # rank 0 has gone on to #8, which rank 1 reaches when the transfer of #7 is over
         {0: waits(LEFT, 8), 1: waits(LEFT, 7)},
-        Diagnosis(
+        Expected(
             ranks(),
             waits=(
                 "rank 0 waits in all_reduce #8 (32 B, line 8) for rank 1, since 3 s",
@@ -272,20 +284,20 @@ CASES = {
             0: waits(LEFT, 1),
             1: RankFacts(Activity.CELL, CELL, issues={LEFT: Issues(stamp(0, 900))}),
         },
-        Diagnosis(
+        Expected(
             ranks(), waits=("rank 0 waits in all_reduce #1 (32 B, line 1) for rank 1, since 3 s",), awaited=ranks(1)
         ),
     ),
     "a rank that waits in another cell is not looked at": Case(
         {0: waits(LEFT, 1), 1: replace(waits(RIGHT, 1), cell=4)},
-        Diagnosis(
+        Expected(
             ranks(), waits=("rank 0 waits in all_reduce #1 (32 B, line 1) for rank 1, since 3 s",), awaited=ranks(1)
         ),
         on=ranks(0),
     ),
     "a rank that has left waits for nothing": Case(
         {0: waits(LEFT, 1), 1: waits(RIGHT, 1)},
-        Diagnosis(ranks(0), ("rank 1 raised KeyboardInterrupt",)),
+        Expected(ranks(0), ("rank 1 raised KeyboardInterrupt",)),
         gone={1: "raised KeyboardInterrupt"},
     ),
 }  # fmt: skip
@@ -297,7 +309,9 @@ def test_who_waits_in_vain_and_why(case):
     assert (found.stuck, found.causes, found.is_mismatch) == (
         case.expected.stuck, case.expected.causes, case.expected.is_mismatch,
     )  # fmt: skip
-    assert found == case.expected
+    assert (found.stopped, found.waits, found.awaited) == (
+        case.expected.stopped, case.expected.waits, case.expected.awaited,
+    )  # fmt: skip
 
 
 def test_a_long_circle_is_cut():
