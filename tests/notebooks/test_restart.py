@@ -169,9 +169,12 @@ sys.stdin.readline()
 
 
 @pytest.mark.parametrize("kernel_first", [False, True])
-def test_nothing_is_left_when_the_server_is_killed(runtime_root, kernel_first):
+def test_nothing_is_left_when_the_server_is_killed(runtime_root, tmp_path, kernel_first):
     before = folders(runtime_root)
-    server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},  # a killed server leaves the connection file of its kernel
+    )  # fmt: skip
     pid = 0
     try:
         pid = int(server.stdout.readline())
