@@ -236,7 +236,7 @@ def test_detach_and_attach_in_one_process(alone):
         hpcnb.attach()
     cluster.detach()
     assert hpcnb.current() is None
-    assert not cluster_module.held()
+    assert cluster not in cluster_module.held()
     with pytest.raises(ClusterStateError, match="is not running"):
         cluster.run("x")
     again = hpcnb.attach("mine")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -75,7 +76,15 @@ class Kernel:
 
 
 @pytest.fixture
-def kernel():
+def runtime_root(monkeypatch):
+    """Without the clusters that other tests share: `%hpc attach` then needs no name."""
+    with tempfile.TemporaryDirectory(prefix="hpcnb-", dir="/tmp") as folder:
+        monkeypatch.setenv("HPCNB_RUNTIME_DIR", folder)
+        yield Path(folder)
+
+
+@pytest.fixture
+def kernel(runtime_root):
     kernel = Kernel()
     yield kernel
     if kernel.manager.has_kernel:
@@ -169,9 +178,12 @@ sys.stdin.readline()
 
 
 @pytest.mark.parametrize("kernel_first", [False, True])
-def test_nothing_is_left_when_the_server_is_killed(runtime_root, kernel_first):
+def test_nothing_is_left_when_the_server_is_killed(runtime_root, tmp_path, kernel_first):
     before = folders(runtime_root)
-    server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},  # a killed server leaves the connection file of its kernel
+    )  # fmt: skip
     pid = 0
     try:
         pid = int(server.stdout.readline())
@@ -193,22 +205,20 @@ def test_nothing_is_left_when_the_server_is_killed(runtime_root, kernel_first):
 
 
 def test_verbs_about_all_clusters(kernel):
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # without the clusters of other tests
-        kernel.run(f"import os; os.environ['HPCNB_RUNTIME_DIR'] = {folder!r}")
-        kernel.run("%load_ext hpcnb")
-        assert "no cluster of yours is running on this machine" in kernel.run("%hpc status --all")
-        assert "no cluster of yours is running on this machine" in kernel.run("%hpc attach")
-        kernel.run("%hpc start 2 --name mine")
-        shown = kernel.run("%hpc status --all")
-        assert shown.startswith("1 cluster on this machine\nname  ranks  mesh  node")
-        assert re.search(r"^mine  2      dp=2  \S+ +running  \d+ s ago +1$", shown, re.MULTILINE)
-        shown = kernel.run("%hpc detach")
-        assert shown == "cluster 'mine' goes on without this notebook;  %hpc attach mine  takes it again\n"
-        assert "no cluster is running; start one" in kernel.run("%hpc join")
-        assert "cluster 'mine' (2 ranks, no notebook) is also running:" in kernel.run("%hpc start 1 --name other")
-        kernel.run("%hpc stop")
-        assert "no cluster 'other' is running; there is mine" in kernel.run("%hpc attach other")
-        kernel.run("%hpc attach mine")
-        assert kernel.run("%hpc stop --all") == "cluster 'mine' stopped\n"
-        assert "no cluster is running; start one" in kernel.run("%hpc status")
-        assert kernel.run("%hpc stop --all") == "no cluster of yours is running on this machine\n"
+    kernel.run("%load_ext hpcnb")
+    assert "no cluster of yours is running on this machine" in kernel.run("%hpc status --all")
+    assert "no cluster of yours is running on this machine" in kernel.run("%hpc attach")
+    kernel.run("%hpc start 2 --name mine")
+    shown = kernel.run("%hpc status --all")
+    assert shown.startswith("1 cluster on this machine\nname  ranks  mesh  node")
+    assert re.search(r"^mine  2      dp=2  \S+ +running  \d+ s ago +1$", shown, re.MULTILINE)
+    shown = kernel.run("%hpc detach")
+    assert shown == "cluster 'mine' goes on without this notebook;  %hpc attach mine  takes it again\n"
+    assert "no cluster is running; start one" in kernel.run("%hpc join")
+    assert "cluster 'mine' (2 ranks, no notebook) is also running:" in kernel.run("%hpc start 1 --name other")
+    kernel.run("%hpc stop")
+    assert "no cluster 'other' is running; there is mine" in kernel.run("%hpc attach other")
+    kernel.run("%hpc attach mine")
+    assert kernel.run("%hpc stop --all") == "cluster 'mine' stopped\n"
+    assert "no cluster is running; start one" in kernel.run("%hpc status")
+    assert kernel.run("%hpc stop --all") == "no cluster of yours is running on this machine\n"
