@@ -38,6 +38,7 @@ class CellRequest:
         label: What tracebacks call the cell; by default its number in the cluster.
         first_line: Number of the first line of source in what the person typed.
         want_pickles: Bring the objects of the last expression too, see ``CellResult.objects``.
+        is_init: Run it again on a rank that takes the place of another.
     """
 
     source: str
@@ -46,6 +47,7 @@ class CellRequest:
     label: str | None = None
     first_line: int = 1
     want_pickles: bool = False
+    is_init: bool = False
 
 
 @dataclass

@@ -17,6 +17,7 @@ from hpcnb.cluster.cell_run import CellRequest, CellRun, CellView
 from hpcnb.cluster.launchers import local
 from hpcnb.cluster.node import Node
 from hpcnb.cluster.result import CellResult
+from hpcnb.cluster.roster import Roster
 from hpcnb.core import lifecycle, replicas, watch
 from hpcnb.core import messages as m
 from hpcnb.core.errors import ClusterStateError, LaunchError, OptionError, TransferError
@@ -114,9 +115,7 @@ class Cluster:
         self._labels = itertools.count(1)  # of cells that have no name of their own
         self._lock = threading.RLock()
         self._run_lock = threading.Lock()
-        self._ready: dict[int, m.RankReady] = {}
-        self._exited: dict[int, m.RankExited] = {}
-        self._busy: dict[int, int] = {}
+        self._roster = Roster(num_ranks)
         self._generation = 0
         self._is_broken = False  # groups must be built again before the next cell
         self._rejoining: waiting.Inbox | None = None
@@ -236,9 +235,7 @@ class Cluster:
 
     def _reset(self) -> None:
         self._state = lifecycle.Lifecycle(self.world_size)
-        self._ready.clear()
-        self._exited.clear()
-        self._busy.clear()
+        self._roster.clear()
         self._generation = 0
         self._is_broken = False
         self._inbox = waiting.Inbox()
@@ -289,40 +286,15 @@ class Cluster:
     # --- messages (link thread) -----------------------------------------------------------------------------
 
     def _on_message(self, message: m.Message) -> None:
-        if isinstance(message, m.RankReady):
-            self._ready[message.rank] = message
-            self._exited.pop(message.rank, None)
-        elif isinstance(message, m.RankExited) and not message.expected:
-            self._exited[message.rank] = message
-            self._busy.pop(message.rank, None)
-        elif isinstance(message, m.Welcome):
+        self._roster.hear(message)
+        if isinstance(message, m.Welcome):
             self._generation = message.generation
             self._numbers = itertools.count(max(next(self._numbers), message.last_cell + 1))
-        elif isinstance(message, m.CellBegan):
-            self._another_began(message)
-        elif isinstance(message, m.CellRefused):
-            self._free(message.cell)
-        elif isinstance(message, m.Replies | m.CellDone):
-            done = isinstance(message, m.CellDone)
-            answered = {fields[1] for fields in message.replies}  # the rank, see CellReply
-            for rank, cell in list(self._busy.items()):
-                if cell == message.cell and (done or rank in answered):
-                    self._busy.pop(rank, None)
+        elif isinstance(message, m.CellBegan):  # of another notebook: its number is taken
+            self._numbers = itertools.count(max(next(self._numbers), message.cell + 1))
         self._inbox.put(message)
         if self._rejoining is not None:
             self._rejoining.put(message)
-
-    def _another_began(self, began: m.CellBegan) -> None:
-        """A cell of another notebook: its number is taken, its ranks are busy."""
-        self._numbers = itertools.count(max(next(self._numbers), began.cell + 1))
-        self._free(began.cell)  # ours of this number, if there was one, has been refused
-        for rank in began.ranks:
-            self._busy[rank] = max(began.cell, self._busy.get(rank, 0))
-
-    def _free(self, cell: int) -> None:
-        for rank, running in list(self._busy.items()):
-            if running == cell:
-                self._busy.pop(rank, None)
 
     def _running_node(self) -> Node:
         if self._node is None or self._state.phase != "running":
@@ -375,7 +347,17 @@ class Cluster:
 
         def message(cell: int, ranks: RankSet) -> m.Message:
             lines, size = max(40, _LINE_BUDGET // len(ranks)), max(4000, _BYTE_BUDGET // len(ranks))
-            return m.RunCell(cell, ranks, request.source, label, request.first_line, request.want_pickles, lines, size)
+            return m.RunCell(
+                cell,
+                ranks,
+                request.source,
+                label,
+                request.first_line,
+                request.want_pickles,
+                lines,
+                size,
+                request.is_init,
+            )
 
         return self._submitted(message, on=request.on, timeout_s=request.timeout_s, view=view, label=label)
 
@@ -441,9 +423,9 @@ class Cluster:
     def _recover_from(self, result: CellResult) -> list[str]:
         ended = RankSet(result.exits)
         if ended and (self._auto_restart or result.killed) and not self.busy & self.alive:
-            took_s = recovery.restart(self, ended)
+            restarted = recovery.restart(self, ended)
             self._is_broken = False
-            return [f"{ended.words()} replaced in {took_s:.1f} s; type  %hpc who  to see which names are missing there"]
+            return [str(restarted)]
         is_done, words = recovery.mend(self)
         self._is_broken = not is_done
         return words
@@ -465,7 +447,7 @@ class Cluster:
             raise ClusterStateError(msg)
         try:
             self._inbox = waiting.Inbox()  # before looking: who ends from now on is heard of
-            self._check_ranks(ranks)
+            self._roster.check(ranks)
             cell = next(self._numbers)
             run = CellRun(cell, label or f"cell {cell}", ranks, self.world_size, grace_s=self._grace_s)
             message = make(cell, ranks)
@@ -493,27 +475,30 @@ class Cluster:
         """Send a message that is not answered by ranks."""
         self._running_node().link.send(message)
 
+    def init_cells(self) -> list[tuple[str, str, int, RankSet]]:
+        """Cells that were marked with ``--init``, in order: source, label, first line, ranks."""
+        return [tuple(each) for each in self._running_node().ask("init cells")]
+
     def next_generation(self) -> int:
         """A number for process groups that are about to be built; a try that fails uses it up."""
-        self._generation += 1
+        self._generation = max(self._generation, self.describe()["generation"]) + 1  # another notebook may have built
         return self._generation
 
     @property
     def alive(self) -> RankSet:
         """Ranks that have a process."""
-        return RankSet.all(self.world_size) - RankSet(self._exited)
+        return self._roster.alive
 
     @property
     def busy(self) -> RankSet:
         """Ranks that have not answered a cell."""
-        return RankSet(self._busy)
+        return self._roster.busy
 
     @contextlib.contextmanager
     def rejoining(self, ranks: RankSet) -> Iterator[waiting.Inbox]:
         """While ranks are forked again: what agents say, apart from the messages of cells."""
         self._rejoining = waiting.Inbox()
-        for rank in ranks:
-            self._busy.pop(rank, None)
+        self._roster.forget(ranks)
         try:
             yield self._rejoining
         finally:
@@ -575,34 +560,12 @@ class Cluster:
         return self._conclude(run, view)
 
     def _send_cell(self, node: Node, message: m.Message, cell: int, ranks: RankSet) -> None:
-        self._busy.update(dict.fromkeys(ranks, cell))  # until they answer, however the wait ends
+        self._roster.begin(ranks, cell)
         try:
             node.link.send(message)
         except TransferError:
-            for rank in ranks:
-                self._busy.pop(rank, None)
+            self._roster.free(cell)
             raise
-
-    def _check_ranks(self, ranks: RankSet) -> None:
-        dead = RankSet(self._exited) & ranks
-        if dead:
-            status = self._exited[dead.first()].status
-            how = f"signal {-status}" if status < 0 else f"status {status}"
-            if len(self._exited) == self.world_size:
-                msg = f"all ranks have ended ({how}); replace them:  %hpc restart-rank"
-                raise ClusterStateError(msg)
-            them = "it" if len(dead) == 1 else "them"
-            msg = (
-                f"{dead.words()} of {self.world_size} {'has' if len(dead) == 1 else 'have'} ended ({how}); run on the "
-                f"others with  --on ~({dead})  or replace {them}:  %hpc restart-rank"
-            )
-            raise ClusterStateError(msg)
-        if busy := RankSet(list(self._busy)) & ranks:  # the link thread changes it
-            msg = (
-                f"{busy.words()} still run{'s' if len(busy) == 1 else ''} an earlier cell; "
-                "type %hpc interrupt to stop it, %hpc join to see it, or choose other ranks with --on"
-            )
-            raise ClusterStateError(msg)
 
     def interrupt(self) -> None:
         """Interrupt the running cell on all its ranks; from any thread. Names on the ranks are kept."""
@@ -626,23 +589,25 @@ class Cluster:
         self._is_broken = False
         return generation
 
-    def restart_rank(self, *ranks: int) -> float:
+    def restart_rank(self, *ranks: int) -> recovery.Restarted:
         """Replace ranks, dead or alive, by new processes that join groups and mesh; their names are lost.
+
+        Cells that were marked with ``--init`` run again on them.
 
         Args:
             ranks: Global ranks; without any, those that are dead.
 
         Returns:
-            Seconds until the new ranks ran cells.
+            How long it took, what was run again, and which names other ranks have and the new ones lack.
 
         Raises:
-            OptionError: There is no such rank.
+            OptionError: There is no such rank, or none is dead.
             ClusterStateError: Another rank is busy.
             LaunchError: A new rank ended before it was ready.
         """
-        took_s = recovery.restart(self, RankSet(ranks) if ranks else RankSet(self._exited))
-        self._is_broken = bool(self._exited)
-        return took_s
+        restarted = recovery.restart(self, RankSet(ranks) if ranks else self._roster.dead)
+        self._is_broken = bool(self._roster.dead)
+        return restarted
 
     def debug(self, rank: int, *, ask: Callable[[str], str] | None = None, view: CellView | None = None) -> CellResult:
         """Open pdb on the last failure of a rank, at its innermost frame; returns when it has been left.
@@ -711,7 +676,7 @@ class Cluster:
 
     def selection_context(self, *, slowest: bool = False) -> SelectionContext:
         """What names in a rank selection refer to now."""
-        failed = RankSet(self._exited)
+        failed = self._roster.dead
         waited_for = RankSet()
         if self.last_result is not None:
             failed |= RankSet(self.last_result.errors)
@@ -719,8 +684,7 @@ class Cluster:
                 from hpcnb.timing.stragglers import slowest as slowest_of
 
                 waited_for = slowest_of(self.last_result.cell_timeline)
-        hosts = tuple(self._ready[rank].host if rank in self._ready else "" for rank in range(self.world_size))
-        return SelectionContext(self.mesh, hosts, failed, waited_for)
+        return SelectionContext(self.mesh, self._roster.hosts(), failed, waited_for)
 
     def status(self) -> list[dict[str, Any]]:
         """One row per rank: rank, host, pid, device, state (with the collective it is in), memory_mb (PSS)."""

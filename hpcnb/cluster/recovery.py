@@ -6,6 +6,7 @@ Works on a cluster through its service messages; decides nothing about a running
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hpcnb.cluster import waiting
@@ -16,12 +17,15 @@ from hpcnb.core.ranks import RankSet
 if TYPE_CHECKING:
     from hpcnb.cluster.cluster import Cluster
 
-__all__ = ["mend", "rebuild", "restart"]
+__all__ = ["Restarted", "mend", "rebuild", "restart"]
 
 #: Idle ranks build groups within milliseconds; then something is wrong.
 _REBUILD_S = 10.0
 #: A rank that is forked again runs cells within so long.
 _RESTART_S = 30.0
+#: Cells that are marked with --init may load data.
+_REPLAY_S = 600.0
+_NAMES_SHOWN = 12
 
 
 def rebuild(cluster: Cluster, ranks: RankSet, dead: RankSet) -> tuple[int, list[str]]:
@@ -62,11 +66,42 @@ def mend(cluster: Cluster) -> tuple[bool, list[str]]:
     return True, lines + notices
 
 
-def restart(cluster: Cluster, ranks: RankSet) -> float:
-    """Replace the processes of ``ranks``, dead or alive, by new ones that join groups and mesh.
+@dataclass(frozen=True, repr=False)
+class Restarted:
+    """What became of ranks that were replaced.
 
-    Returns:
-        Seconds until the new ranks ran cells.
+    Attributes:
+        ranks: Which.
+        took_s: Seconds until the new processes ran cells.
+        replayed: Labels of the init cells that were run again.
+        failed: Labels of those that failed, with what went wrong.
+        lost: Names that other ranks have and the new ones lack.
+    """
+
+    ranks: RankSet
+    took_s: float
+    replayed: tuple[str, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
+    lost: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        verb = "was" if len(self.ranks) == 1 else "were"
+        lines = [
+            f"{self.ranks.words()} {verb} replaced in {self.took_s:.2f} s; process groups and mesh are whole again"
+        ]
+        if self.replayed:
+            lines.append(f"run again there: {', '.join(self.replayed)}")
+        lines += [f"{label} failed there: {problem}" for label, problem in self.failed.items()]
+        if self.lost:
+            shown = ", ".join(self.lost[:_NAMES_SHOWN])
+            more = f" and {len(self.lost) - _NAMES_SHOWN} more" if len(self.lost) > _NAMES_SHOWN else ""
+            lines.append(f"names that other ranks have and it lacks: {shown}{more}")
+            lines.append("define them there (--on), and bring state from a peer with  hpc.resync(model, optimizer)")
+        return "\n".join(lines)
+
+
+def restart(cluster: Cluster, ranks: RankSet) -> Restarted:
+    """Replace the processes of ``ranks``, dead or alive, by new ones that join groups and mesh.
 
     Raises:
         OptionError: No such rank, or no rank.
@@ -78,20 +113,13 @@ def restart(cluster: Cluster, ranks: RankSet) -> float:
         msg = f"no {outside.words()}; the cluster has ranks 0-{cluster.world_size - 1}"
         raise OptionError(msg)
     if not ranks:
-        msg = "no rank to restart; for example  %hpc restart-rank 2"
+        msg = "no rank has ended; to replace one that lives name it:  %hpc restart-rank 2"
         raise OptionError(msg)
     if busy := cluster.busy & others:
         msg = f"{busy.words()} still run{'s' if len(busy) == 1 else ''} a cell; wait for it, or type  %hpc interrupt"
         raise ClusterStateError(msg)
     began_s = time.perf_counter()
-    groups: dict[str, list[int]] = {}
-    num_groups = 0
-    if others:
-        listed = cluster.serve(m.ListGroups, others, label="list of groups", timeout_s=_REBUILD_S)
-        listed.raise_for_errors()
-        for counted, known in listed.objects().values():
-            num_groups = max(num_groups, counted)
-            groups.update((name, members) for name, members in known)
+    num_groups, groups, _ = _holdings(cluster, others)
     made = sorted(groups.items(), key=lambda group: (len(group[0]), group[0]))
     generation = cluster.next_generation()
     dead = RankSet.all(cluster.world_size) - cluster.alive - ranks
@@ -102,4 +130,48 @@ def restart(cluster: Cluster, ranks: RankSet) -> float:
                 lambda cell, on: m.Rebuild(cell, on, generation, dead), others, label="recover", timeout_s=_RESTART_S
             ).raise_for_errors()
         waiting.await_ranks(inbox, ranks, timeout_s=_RESTART_S)
-    return time.perf_counter() - began_s
+    took_s = time.perf_counter() - began_s
+    replayed, failed = _replay(cluster, ranks)
+    return Restarted(ranks, took_s, tuple(replayed), failed, _lost(cluster, others, ranks))
+
+
+def _holdings(cluster: Cluster, ranks: RankSet) -> tuple[int, dict[str, list[int]], set[str]]:
+    """How many process groups torch has counted on these ranks, the groups that they hold, and all their names."""
+    groups: dict[str, list[int]] = {}
+    names: set[str] = set()
+    num_groups = 0
+    if ranks:
+        listed = cluster.serve(m.ListGroups, ranks, label="list of groups", timeout_s=_REBUILD_S)
+        listed.raise_for_errors()
+        for counted, known, of_user in listed.objects().values():
+            num_groups = max(num_groups, counted)
+            groups.update(known)
+            names.update(of_user)
+    return num_groups, groups, names
+
+
+def _replay(cluster: Cluster, ranks: RankSet) -> tuple[list[str], dict[str, str]]:
+    """Run the cells that were marked with --init on new ranks; labels of all, and problems of those that failed."""
+    replayed: list[str] = []
+    failed: dict[str, str] = {}
+    for source, label, first_line, of_ranks in cluster.init_cells():
+        if not (on := ranks & of_ranks):
+            continue
+        replayed.append(label)
+
+        def run(cell: int, ranks: RankSet, what: tuple[str, str, int] = (source, label, first_line)) -> m.Message:
+            return m.RunCell(cell, ranks, *what, want_pickles=False, line_budget=200, byte_budget=20_000, is_init=False)
+
+        result = cluster.serve(run, on, label=label, timeout_s=_REPLAY_S)
+        if not result.ok:
+            failed[label] = "; ".join(str(error) for error in result.errors.values()) or result.failure_text()
+    return replayed, failed
+
+
+def _lost(cluster: Cluster, others: RankSet, ranks: RankSet) -> tuple[str, ...]:
+    """Names of the others that the new ranks lack."""
+    if not others or ranks - cluster.alive:
+        return ()
+    *_, theirs = _holdings(cluster, others)
+    *_, ours = _holdings(cluster, ranks)
+    return tuple(sorted(theirs - ours))

@@ -332,6 +332,7 @@ class CellResult:
             verb = "was" if len(ranks) == 1 else "were"
             lines.append(f"{RankSet(ranks).words()} {verb} in  {operation}  for {longest_s:.1f} s and {verb} released")
         if len(lines) == 1 and not differing:
-            why = self.explanations or [released[min(released)].evalue.partition(" cannot be completed: ")[2]]
+            reason = released[min(released)].evalue.partition(" cannot be completed: ")[2]
+            why = self.explanations or ["" if self.exits else reason]  # a lost connection is explained by an exit
             return [f"{lines[0]}: {why[0]}", *why[1:]] if why[0] else lines
         return [*self.explanations, *lines]

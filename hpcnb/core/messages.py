@@ -219,6 +219,7 @@ class RunCell(Message):
     want_pickles: bool
     line_budget: int  # lines of output a rank may send before the flood is cut
     byte_budget: int
+    is_init: bool  # to be run again on a rank that takes the place of another
 
 
 @_message
@@ -368,7 +369,10 @@ class Rebuild(Message):
 
 @_message
 class ListGroups(Message):
-    """Ask ranks for their process groups: the value is a pickled (number counted, [(name, ranks), ...])."""
+    """Ask ranks what they have: the value is a pickled (number of groups counted, [(name, ranks), ...], [name, ...]).
+
+    The first are process groups, the second the names in the user's namespace.
+    """
 
     cell: int
     ranks: RankSet

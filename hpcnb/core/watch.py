@@ -16,6 +16,7 @@ from hpcnb.core.diagnosis import Diagnosis, Hang, RankFacts, diagnose
 from hpcnb.core.ranks import RankSet
 
 __all__ = [
+    "GRACE_S",
     "Action",
     "BoundaryFound",
     "CellEnds",

@@ -27,7 +27,7 @@ from hpcnb.core.messages import (
     Recording,
     RunCell,
 )
-from hpcnb.engine import failure, process_group, replicas, wrappers
+from hpcnb.engine import failure, groups, replicas, wrappers
 from hpcnb.engine.display import LastValue, LinkDisplay
 from hpcnb.engine.source import CellSource, ends_with_semicolon
 
@@ -286,15 +286,16 @@ class CellRunner:
         return outcome
 
     def _rebuild(self, message: Rebuild) -> _Outcome:
-        count = process_group.rebuild_groups(message.generation, message.dead)
+        count = groups.rebuild_groups(message.generation, message.dead)
         # on all ranks, also on one that was not released: wrappers must agree on where they are
         notices = wrappers.make_ready(self._shell.user_ns)
         return _Outcome(text=str(count), has_value=True, notices=tuple(notices))
 
-    @staticmethod
-    def _list_groups() -> _Outcome:
+    def _list_groups(self) -> _Outcome:
         outcome = _Outcome(has_value=True)
-        outcome.pickled, outcome.problem = _pickle(process_group.list_groups())
+        hidden = self._shell.user_ns_hidden
+        names = [name for name in self._shell.user_ns if not name.startswith("_") and name not in hidden]
+        outcome.pickled, outcome.problem = _pickle((*groups.list_groups(), sorted(names)))
         return outcome
 
     def _debug(self) -> _Outcome:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hpcnb.core.messages import InputReply, InterruptCell, LookAtRank, Message, ReleaseRank, Seen, Shutdown
-from hpcnb.engine import process_group
+from hpcnb.engine import groups
 from hpcnb.engine.failure import is_ours
 from hpcnb.engine.recorder import CELL_FILE_PREFIX
 
@@ -65,12 +65,12 @@ class Control:
         elif isinstance(message, InputReply):
             self._prompter.answer(message)
         elif isinstance(message, ReleaseRank):
-            release = process_group.release_groups()
+            release = groups.release_groups()
             self._guard.break_groups(message.reason, mismatch=message.mismatch)
             # this takes up to a second, and the rank must go on answering
             threading.Thread(target=release, name="hpcnb-release", daemon=True).start()
         elif isinstance(message, LookAtRank):
-            self._link.send(Seen(message.cell, self._rank, self._frames(), process_group.moved_bytes()))
+            self._link.send(Seen(message.cell, self._rank, self._frames(), groups.moved_bytes()))
         elif isinstance(message, Shutdown):
             self._end()
 

@@ -29,7 +29,7 @@ from hpcnb.core.mesh import MeshSpec
 from hpcnb.core.messages import RankReady
 from hpcnb.core.spans import RingWriter
 from hpcnb.core.version import __version__
-from hpcnb.engine import devices, process_group
+from hpcnb.engine import devices, groups, process_group
 from hpcnb.engine.boundary import Boundary
 from hpcnb.engine.cell import CellRunner
 from hpcnb.engine.control import Control
@@ -184,7 +184,7 @@ def _seed(rank: int) -> None:
 
 def _join_group(seat: RankSeat, spec: AgentSpec, device: torch.device, recorder: Recorder, guard: Guard) -> DeviceMesh:
     """Join the process group; returns the mesh."""
-    process_group.register(recorder, guard)
+    groups.register(recorder, guard)
     recorder.enabled, wanted = False, recorder.enabled
     client = dist.TCPStore(seat.store_host, seat.store_port, is_master=False, timeout=_TIMEOUT)
     # C++ finds the methods of a store in its Python object, which it does not keep alive
@@ -198,7 +198,7 @@ def _join_group(seat: RankSeat, spec: AgentSpec, device: torch.device, recorder:
     )
     mesh_spec = MeshSpec.parse(spec.mesh)
     mesh = init_device_mesh(device.type, mesh_spec.sizes, mesh_dim_names=mesh_spec.axes)
-    process_group.make_groups(list(seat.groups), seat.num_groups, seat.rank)
+    groups.make_groups(list(seat.groups), seat.num_groups, seat.rank)
     recorder.enabled = wanted
     return mesh
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import gc
-import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -31,17 +29,7 @@ if TYPE_CHECKING:
     from hpcnb.engine.guard import Channel, Guard
     from hpcnb.engine.recorder import Backward, Operation, Recorder
 
-__all__ = [
-    "BACKEND",
-    "HpcnbProcessGroup",
-    "list_groups",
-    "make_groups",
-    "moved_bytes",
-    "num_bytes_of",
-    "rebuild_groups",
-    "register",
-    "release_groups",
-]
+__all__ = ["BACKEND", "HpcnbProcessGroup", "num_bytes_of"]
 
 BACKEND = "hpcnb"
 
@@ -349,6 +337,10 @@ def _on_backward_end(recorder: Recorder, backward: Backward) -> None:
     queue(computed)
 
 
+def _pronoun(ranks: RankSet) -> str:
+    return "it" if len(ranks) == 1 else "them"
+
+
 #: Methods whose options hold a reduce operation, or a root.
 _REDUCING = frozenset(name for name in _COLLECTIVES if "reduce" in name)
 _ROOTED = frozenset({"broadcast", "reduce", "gather", "scatter"})
@@ -439,112 +431,3 @@ for _method, (_readable, _payload) in _COLLECTIVES.items():
 for _method in ("send", "recv"):
     setattr(HpcnbProcessGroup, _method, _point_to_point(_method))
 HpcnbProcessGroup.recv_anysource = _recv_anysource  # type: ignore[method-assign,assignment]
-
-
-def register(recorder: Recorder, guard: Guard) -> None:
-    """Make ``init_process_group("hpcnb")``, and every group and mesh axis after it, one of these."""
-    HpcnbProcessGroup.recorder = recorder
-    HpcnbProcessGroup.guard = guard
-    if BACKEND in dist.Backend.backend_list:
-        return
-    dist.Backend.register_backend(
-        BACKEND,
-        lambda options, _=None: HpcnbProcessGroup(
-            options.store, options.group_rank, options.group_size, options.timeout
-        ),
-        extended_api=True,
-        devices=devices.device_types(),
-    )
-
-
-def _living() -> list[HpcnbProcessGroup]:
-    """The groups that torch knows, in the order they were made: a destroyed one may live on in a name."""
-    known = [group for group in list(c10d._world.pg_map) if isinstance(group, HpcnbProcessGroup)]
-    return sorted(known, key=lambda group: group._made)
-
-
-def release_groups() -> Callable[[], None]:
-    """What ends every wait of this rank in the groups as they are connected now; from the link thread.
-
-    To be taken before groups are declared broken, and called on another thread: ranks may have come out by themselves
-    and built new connections meanwhile, which must not be touched.
-
-    Blocks: (what is returned) until nothing moves in the connections, a second at most.
-    """
-    groups = _living()
-    ports = frozenset().union(*(group.ports for group in groups))
-    accelerated = [inner for group in groups for inner in group.accelerated()]
-
-    def release() -> None:
-        sockets.quiesce(ports)
-        sockets.shut(ports)
-        for inner in accelerated:
-            devices.abort(inner)
-
-    return release
-
-
-def moved_bytes() -> int:
-    """Bytes that all groups of this rank have sent and received since they were connected."""
-    return sockets.moved_bytes(frozenset().union(*(group.ports for group in _living())))
-
-
-def list_groups() -> tuple[int, list[tuple[str, list[int]]]]:
-    """How many groups torch has counted, and (name, ranks) of those that this rank is in, as they were made."""
-    return c10d._world.group_count, [(str(group.group_name), group.members()) for group in _living()]
-
-
-def make_groups(groups: list[tuple[str, list[int]]], num_groups: int, rank: int) -> None:
-    """Make the groups that others hold and this new process does not.
-
-    Args:
-        groups: Name and ranks, in the order they were made.
-        num_groups: How many torch has counted elsewhere; names are numbers.
-        rank: Of this process.
-    """
-    known = {str(group.group_name) for group in _living()}
-    for name, members in groups:
-        if name not in known and rank in members and name.isdecimal():
-            c10d._world.group_count = int(name)
-            dist.new_group(members)
-    c10d._world.group_count = max(num_groups, c10d._world.group_count)
-
-
-def _pronoun(ranks: RankSet) -> str:
-    return "it" if len(ranks) == 1 else "them"
-
-
-def rebuild_groups(generation: int, dead: RankSet) -> int:
-    """Replace the connections of all living groups of this rank, in the order they were made.
-
-    Args:
-        generation: The new one.
-        dead: Ranks that have no process; groups with one of them cannot be used until it is back.
-
-    Ranks: collective over all ranks; returns the number of groups that were rebuilt.
-    Blocks: until all ranks of each group are there.
-    """
-    if not dist.is_initialized():
-        msg = "the default process group was destroyed (dist.destroy_process_group) and is not made again; start anew"
-        raise RuntimeError(msg)
-    guard = HpcnbProcessGroup.guard
-    release = release_groups()
-    guard.mend(generation)
-    groups: list[HpcnbProcessGroup] = _living()
-    before: list[Any] = []
-    try:
-        before.extend(group.rebuild(dead) for group in groups)
-    except BaseException as error:
-        guard.break_groups(f"building groups again failed: {error}")
-        raise
-    finally:
-        # a backend is destroyed when nothing waits in it any more; not on a thread that somebody needs
-        threading.Thread(target=_let_go, args=(release, before), name="hpcnb-old-groups", daemon=True).start()
-    return len(groups)
-
-
-def _let_go(release: Callable[[], None], groups: list[Any]) -> None:
-    release()
-    groups.clear()
-    # frames of the failed cell hold what it waited for, in circles that IPython makes (result -> error -> frame)
-    gc.collect()

@@ -107,6 +107,7 @@ class Agent:
         self._alarmed_until_s = 0.0
         self._restarts: dict[int, m.RestartRanks] = {}  # ranks to be forked again when they have ended
         self._journal = Journal()
+        self._init_cells: list[m.RunCell] = []
         self._last_cell = self._generation = 0
         self._forking: list[int] = []
         self._memory = Memory(clock)
@@ -520,6 +521,9 @@ class Agent:
         )  # fmt: skip
         if isinstance(message, m.RunCell | m.CallFunction):
             self._journal.begin(began, client)
+        if isinstance(message, m.RunCell) and message.is_init:
+            # one that is run again counts once
+            self._init_cells[:] = [each for each in self._init_cells if each.source != message.source] + [message]
         self._server.send_all(began, but=client)
         for process in self._relay.begin(message):
             cells = process.descriptors[0]
@@ -545,6 +549,8 @@ class Agent:
             return path.read_text(errors="replace") if path.exists() else ""
         if question.question == "cluster":
             return self._describe()
+        if question.question == "init cells":
+            return [[each.source, each.label, each.first_line, each.ranks] for each in self._init_cells]
         if question.question == "leave" and client in self._server.notebooks:
             if (others := len(self._server.notebooks) - 1) == 0:
                 self._end("its last notebook ended")
@@ -560,7 +566,7 @@ class Agent:
             "num_ready": sum(1 for process in self._ranks.values() if process.alive and process.ready),
             "running": [_named(began) for began in self._journal.running],
             "unseen": [_named(began) for began in self._journal.unseen],
-            "num_refused": self._refusals.total,
+            "num_refused": self._refusals.total, "generation": self._generation,
         }  # fmt: skip
 
     def _status_of(self, process: RankProcess) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from hpcnb.core.errors import MagicError
 from hpcnb.core.launch import IDLE_TIMEOUT_S
+from hpcnb.core.watch import GRACE_S
 
 __all__ = [
     "VERBS", "CellOptions", "CheckOptions", "StartOptions", "Verb", "VerbOptions", "cell_flags", "cell_help",
@@ -28,6 +29,7 @@ class CellOptions:
     timeout_s: float | None = None
     out: str | None = None
     show_time: bool = True
+    is_init: bool = False
     show_help: bool = False
 
 
@@ -41,6 +43,8 @@ class StartOptions:
     name: str = "default"
     idle_timeout_s: float = IDLE_TIMEOUT_S
     threads_per_rank: int | None = None
+    grace_s: float | None = GRACE_S
+    auto_restart: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ class Verb:
 
 VERBS: dict[str, Verb] = {
     "start": Verb(
-        "start [RANKS] [--mesh dp=2,tp=2] [--name NAME] [--threads N] [--idle-timeout SECONDS] [--launcher local]",
+        "start [RANKS] [--mesh dp=2,tp=2] [--name NAME] [--threads N] [--idle-timeout SECONDS] [--grace SECONDS|off] "
+        "[--auto-restart] [--launcher local]",
         "start ranks; without a number one per GPU, else one per core up to 4",
     ),
     "stop": Verb("stop [--all]", "end the cluster, or all of yours; names on the ranks are lost", has_all=True),
@@ -105,11 +110,12 @@ VERBS: dict[str, Verb] = {
 #: Verbs whose words are ranks.
 _RANKS = ("logs", "restart-rank")
 
-_CELL_USAGE = "%%hpc_parallel [--on RANKS] [--timeout SECONDS] [--out NAME] [--time | --no-time]"
+_CELL_USAGE = "%%hpc_parallel [--on RANKS] [--timeout SECONDS] [--out NAME] [--init] [--time | --no-time]"
 _CELL_FLAGS = {
     "--on": "ranks: 0-3,7 · ~2 · dp=0&tp=1 · host=n1 · failed · slowest · all",
     "--timeout": "interrupt the cell after so many seconds",
     "--out": "set NAME to {rank: value of the last expression}",
+    "--init": "run the cell again on a rank that takes the place of one that died",
     "--time": "show where the time went (default)",
     "--no-time": "show output only",
     "--help": "this text",
@@ -119,6 +125,8 @@ _START_FLAGS = {
     "--name": "what the cluster is called",
     "--threads": "OpenMP and torch threads of a rank",
     "--idle-timeout": "end the cluster so many seconds after the last notebook has gone",
+    "--grace": "release ranks that wait in vain after so many seconds; off for never",
+    "--auto-restart": "replace ranks that die by themselves",
     "--launcher": "who starts the ranks",
 }
 
@@ -156,6 +164,8 @@ def parse_cell(line: str) -> CellOptions:
         flag, given = _flag(word, _CELL_FLAGS, "%%hpc_parallel", _CELL_USAGE)
         if flag in ("--time", "--no-time"):
             options["show_time"] = flag == "--time"
+        elif flag == "--init":
+            options["is_init"] = True
         elif flag == "--help":
             options["show_help"] = True
         else:
@@ -242,8 +252,13 @@ def _parse_start(words: list[str]) -> StartOptions:
             options["num_ranks"] = _positive("RANKS", word, int)
             continue
         flag, given = _flag(word, _START_FLAGS, "%hpc start", usage)
+        if flag == "--auto-restart":
+            options["auto_restart"] = True
+            continue
         value = _value(flag, given, words, "%hpc start")
-        if flag == "--threads":
+        if flag == "--grace":
+            options["grace_s"] = None if value == "off" else _positive(flag, value, float)
+        elif flag == "--threads":
             options["threads_per_rank"] = _positive(flag, value, int)
         elif flag == "--idle-timeout":
             options["idle_timeout_s"] = _positive(flag, value, float, allow_zero=True)

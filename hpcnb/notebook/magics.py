@@ -55,6 +55,7 @@ class HpcMagics(Magics):
             label=f"cell In[{self.shell.displayhook.prompt_count}]",  # execution_count is one ahead in IPython >= 9.18
             first_line=2,  # the magic is line 1, as the editor numbers it
             want_pickles=options.out is not None,
+            is_init=options.is_init,
         )
 
     def _settle(self, options: arguments.CellOptions, result: CellResult) -> None:
@@ -83,6 +84,8 @@ class HpcMagics(Magics):
             name=asked.name,
             threads_per_rank=asked.threads_per_rank,
             idle_timeout_s=asked.idle_timeout_s,
+            grace_s=asked.grace_s,
+            auto_restart=asked.auto_restart,
         )
         show.start(self.shell, cluster)
 
@@ -127,8 +130,7 @@ class HpcMagics(Magics):
 
     def _restart_rank(self, options: arguments.VerbOptions) -> None:
         cluster = _cluster()
-        took_s = cluster.restart_rank(*(int(word) for word in options.words))
-        print(f"{took_s:.1f} s until the new process ran cells; process groups and mesh are whole again")
+        print(cluster.restart_rank(*(int(word) for word in options.words)))
 
     def _debug(self, options: arguments.VerbOptions) -> None:
         _cluster().debug(int(options.words[0]), view=show.cell_view(self.shell, show_time=False))

@@ -1,0 +1,103 @@
+"""Which ranks there are, and which of them can run a cell now: what agents have said, kept for the next question."""
+
+from __future__ import annotations
+
+from hpcnb.core import messages as m
+from hpcnb.core.errors import ClusterStateError
+from hpcnb.core.ranks import RankSet
+
+__all__ = ["Roster"]
+
+
+class Roster:
+    """The ranks of a cluster. Told on the link thread, asked on any.
+
+    Args:
+        world_size: Number of ranks.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        self._world_size = world_size
+        self._ready: dict[int, m.RankReady] = {}
+        self._exited: dict[int, m.RankExited] = {}
+        self._busy: dict[int, int] = {}  # ranks that have not answered: the cell
+
+    def clear(self) -> None:
+        """The cluster starts anew."""
+        self._ready.clear()
+        self._exited.clear()
+        self._busy.clear()
+
+    @property
+    def alive(self) -> RankSet:
+        """Ranks that have a process."""
+        return RankSet.all(self._world_size) - self.dead
+
+    @property
+    def dead(self) -> RankSet:
+        """Ranks whose process ended."""
+        return RankSet(list(self._exited))  # a copy: the link thread changes it
+
+    @property
+    def busy(self) -> RankSet:
+        """Ranks that have not answered a cell."""
+        return RankSet(list(self._busy))
+
+    def hosts(self) -> tuple[str, ...]:
+        """Host of each rank, by rank; "" where it is not known."""
+        return tuple(self._ready[rank].host if rank in self._ready else "" for rank in range(self._world_size))
+
+    def hear(self, message: m.Message) -> None:
+        """Something an agent said."""
+        match message:
+            case m.RankReady():
+                self._ready[message.rank] = message
+                self._exited.pop(message.rank, None)
+            case m.RankExited() if not message.expected:
+                self._exited[message.rank] = message
+                self._busy.pop(message.rank, None)
+            case m.CellBegan():  # of another notebook; ours of this number, if there was one, has been refused
+                self.free(message.cell)
+                for rank in message.ranks:
+                    self._busy[rank] = max(message.cell, self._busy.get(rank, 0))
+            case m.CellRefused() | m.CellDone():
+                self.free(message.cell)
+            case m.Replies():
+                answered = RankSet(fields[1] for fields in message.replies)  # the rank, see CellReply
+                self.free(message.cell, answered)
+
+    def begin(self, ranks: RankSet, cell: int) -> None:
+        """These ranks run a cell until they answer, however the wait for it ends."""
+        self._busy.update(dict.fromkeys(ranks, cell))
+
+    def free(self, cell: int, ranks: RankSet | None = None) -> None:
+        """Ranks, all if none are named, do not run this cell any more."""
+        for rank, running in list(self._busy.items()):
+            if running == cell and (ranks is None or rank in ranks):
+                self._busy.pop(rank, None)
+
+    def forget(self, ranks: RankSet) -> None:
+        """Their processes are being replaced."""
+        for rank in ranks:
+            self._busy.pop(rank, None)
+
+    def check(self, ranks: RankSet) -> None:
+        """Raise ClusterStateError if one of these ranks is dead or busy."""
+        if dead := self.dead & ranks:
+            status = self._exited[dead.first()].status
+            how = f"signal {-status}" if status < 0 else f"status {status}"
+            if len(self.dead) == self._world_size:
+                msg = f"all ranks have ended ({how}); replace them:  %hpc restart-rank"
+                raise ClusterStateError(msg)
+            has, them = ("has", "it") if len(dead) == 1 else ("have", "them")
+            msg = (
+                f"{dead.words()} of {self._world_size} {has} ended ({how}); run on the others with  --on ~({dead})  or "
+                f"replace {them}:  %hpc restart-rank"
+            )
+            raise ClusterStateError(msg)
+        if busy := self.busy & ranks:
+            msg = (
+                f"{busy.words()} still run{'s' if len(busy) == 1 else ''} an earlier cell; "
+                "type %hpc interrupt to stop it, %hpc join to see it, or choose other ranks with --on"
+            )
+            raise ClusterStateError(msg)
