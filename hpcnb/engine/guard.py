@@ -151,6 +151,14 @@ class Guard:
         self._signatures[key] = known
         return known
 
+    def part(self, dtype: torch.dtype, num_elements: int) -> Signature:
+        """The same for what one rank sends to another within an all_to_all."""
+        key = ("part", dtype, num_elements)
+        if (known := self._signatures.get(key)) is None:
+            words = f"part of an all_to_all: {str(dtype).removeprefix('torch.')}[{num_elements}]"
+            known = self._signatures[key] = crc32(words.encode()), self._ring.intern(words)
+        return known
+
     def issue(self, channel: Channel, signature: Signature, line: int, source: int) -> int:
         """Publish an operation and compare it with the others'; returns its stamp.
 

@@ -57,7 +57,8 @@ _COLLECTIVES: dict[str, tuple[str, int]] = {
     "scatter": ("scatter", 0),
     "barrier": ("barrier", -1),
 }
-_POINT_TO_POINT = ("send", "recv", "recv_anysource")
+#: Instead of a tag: what ranks send each other within an all_to_all.
+_ALL_TO_ALL = -1
 
 
 def num_bytes_of(tensors: object) -> int:
@@ -297,6 +298,23 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         operation.stamp, operation.channel = stamped, channel
         return operation
 
+    def _compare_parts(self, dtype: torch.dtype, received: list[int], sent: list[int]) -> None:
+        """Compare with every peer what this rank sends to it and expects from it in an all_to_all.
+
+        Raises:
+            CollectiveError: It cannot be issued.
+        """
+        if not self._label_number:
+            self._identify()
+        guard, name, me = self.guard, str(self._name), self._rank
+        line, source = self.recorder.place(2)
+        for peer, member in enumerate(self._members):
+            if peer != me:
+                outgoing = guard.messages(name, self._members[me], member, _ALL_TO_ALL)
+                guard.issue(outgoing, guard.part(dtype, sent[peer]), line, source)
+                incoming = guard.messages(name, member, self._members[me], _ALL_TO_ALL)
+                guard.issue(incoming, guard.part(dtype, received[peer]), line, source)
+
     def _hand_over(self, operation: Operation, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Give the operation to the backend; what the backend refuses at once was never issued."""
         try:
@@ -374,7 +392,11 @@ def _collective(method: str, name: str, payload: int) -> Callable[..., Any]:
             root = getattr(options, "rootRank", -1)
             details = (*details, f"root {root}")
         if has_splits:
-            _check_splits(self, method, args)
+            if method == "alltoall":
+                parts = [[tensor.numel() for tensor in given] for given in args[:2]]
+            else:
+                parts = [_num_sent(args[0], args[2], self._size), _num_sent(args[1], args[3], self._size)]
+            self._compare_parts(tensors[0].dtype, *parts)
             details, compared = (str(tensors[0].dtype).removeprefix("torch."),) if tensors else (), []
         else:
             compared = tensors
@@ -400,8 +422,12 @@ def _collective(method: str, name: str, payload: int) -> Callable[..., Any]:
     return collective
 
 
-def _check_splits(_group: HpcnbProcessGroup, _method: str, _args: tuple[Any, ...]) -> None:
-    return
+def _num_sent(tensor: torch.Tensor, splits: Any, size: int) -> list[int]:
+    """Elements of ``tensor`` for each rank of the group; equal parts where no splits are given."""
+    if not splits:
+        return [tensor.numel() // size] * size
+    rows = max(1, tensor.shape[0]) if tensor.dim() else 1
+    return [tensor.numel() // rows * int(split) for split in splits]
 
 
 def _point_to_point(method: str) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from hpcnb.core.messages import InputReply, InterruptCell, LookAtRank, ReleaseRank, Shutdown
 from hpcnb.engine import control as control_module
-from hpcnb.engine import process_group
+from hpcnb.engine import groups
 from hpcnb.engine.control import Control
 
 
@@ -105,10 +105,10 @@ def test_a_default_group_that_was_destroyed_is_not_built_again():
         r"^the default process group was destroyed \(dist.destroy_process_group\) and is not made again; start anew$"
     )
     with pytest.raises(RuntimeError, match=words):
-        process_group.rebuild_groups(2, None)
+        groups.rebuild_groups(2, None)
 
 
 def test_without_groups_there_is_nothing_to_list_to_release_or_to_count():
-    assert process_group.list_groups()[1] == []
-    assert process_group.release_groups()() is None
-    assert process_group.moved_bytes() == 0
+    assert groups.list_groups()[1] == []
+    assert groups.release_groups()() is None
+    assert groups.moved_bytes() == 0
