@@ -180,12 +180,11 @@ class CellRun:
                 f"      {file.strip('<>')}, line {line}, in {function}  {text}".rstrip()
                 for file, line, function, text in message.frames
             )
-        if not frames:
-            return []
-        _, line, _, text = frames[-1]
-        return self.tell(
-            watch.Located(message.rank, self._clock(), f"is at line {line}" + (f":  {text}" if text else ""))
-        )
+        words = ""
+        if frames:
+            _, line, _, text = frames[-1]
+            words = f"is at line {line}" + (f":  {text}" if text else "")
+        return self.tell(watch.Located(message.rank, self._clock(), words, message.moved_bytes))
 
     def _clear(self, ranks: RankSet) -> None:
         """Forget what ranks said that have cleared their output and now say something else."""

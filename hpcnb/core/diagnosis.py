@@ -108,12 +108,16 @@ class Diagnosis:
         stopped: Ranks of the cell that somebody stopped (SIGSTOP).
         waits: In words: who waits for whom, and is not stuck.
         awaited: Ranks that others wait for and that run code: a look at them tells where.
+        transfers: Ranks whose operation all have issued: bytes should move there.
+        orphans: Those of them whose operation includes a rank that has left the cell since.
     """
 
     hangs: tuple[Hang, ...] = ()
     stopped: RankSet = field(default_factory=RankSet)
     waits: tuple[str, ...] = ()
     awaited: RankSet = field(default_factory=RankSet)
+    transfers: RankSet = field(default_factory=RankSet)
+    orphans: RankSet = field(default_factory=RankSet)
 
     @property
     def stuck(self) -> RankSet:
@@ -174,6 +178,8 @@ def diagnose(facts: Mapping[int, RankFacts], cell: int, ranks: RankSet, gone: Ma
         stopped,
         tuple(_waits(waiting, missing)),
         RankSet(peer for rank in waiting for peer in missing[rank] if peer not in inside),
+        RankSet(rank for rank in waiting if not missing[rank]),
+        RankSet(rank for rank in waiting if not missing[rank] and inside[rank].members & RankSet(gone)),
     )
 
 

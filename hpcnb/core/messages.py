@@ -341,7 +341,10 @@ class LookAt(Message):
 
 @_message
 class Seen(Message):
-    """What a rank's main thread does: its frames, innermost last, and bytes moved by its process groups so far."""
+    """What a rank's main thread does: its frames, innermost last.
+
+    Beside it bytes that its process groups have moved so far; -1 if they cannot be asked.
+    """
 
     cell: int
     rank: int

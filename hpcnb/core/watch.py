@@ -54,8 +54,10 @@ _PROMPT_S = 3.0
 _LAST_WORDS_S = 0.5
 #: A release that did not help is tried again.
 _AGAIN_S = 2.0
-#: Where awaited ranks are is looked up so often.
+#: Where awaited ranks are, and whether bytes move, is looked up so often.
 _LOOK_S = 2.0
+#: An operation that all have issued, one of whom has left since, is given up when nothing has moved for so long.
+_STALL_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,12 @@ class Looked:
 
 @dataclass(frozen=True)
 class Located:
-    """What a rank's Python code does, in words: ``is at line 5: x = f(x)``; and bytes moved so far."""
+    """What a rank's Python code does, in words: ``is at line 5: x = f(x)``; and bytes moved so far, -1 if unknown."""
 
     rank: int
     at_s: float
     words: str
+    moved_bytes: int = -1
 
 
 @dataclass(frozen=True)
@@ -236,6 +239,7 @@ class Watch:
     released_s: float = float("-inf")
     looked_s: float = float("-inf")
     places: tuple[tuple[int, str], ...] = ()
+    moved: tuple[tuple[int, int, float], ...] = ()  # rank, bytes moved so far, when that was seen to change
     # times of an interrupt; infinite while not due
     asked_s: float = float("inf")
     boundary_until_s: float = float("inf")
@@ -253,8 +257,7 @@ def advance(watch: Watch, event: Event) -> tuple[Watch, list[Action]]:  # noqa: 
     if isinstance(event, Looked):
         return _looked(watch, event)
     if isinstance(event, Located):
-        places = dict(watch.places) | {event.rank: event.words}
-        return replace(watch, places=tuple(sorted(places.items()))), []
+        return _located(watch, event), []
     if isinstance(event, InterruptAsked):
         return _interrupt_asked(watch, event.at_s)
     if isinstance(event, TimedOut):
@@ -282,6 +285,18 @@ def _left(watch: Watch, event: Replied | Exited) -> tuple[Watch, list[Action]]:
     if not watch.running:
         return replace(watch, ended=True), [CellEnds(RankSet())]
     return watch, []
+
+
+def _located(watch: Watch, event: Located) -> Watch:
+    if event.words:
+        places = dict(watch.places) | {event.rank: event.words}
+        watch = replace(watch, places=tuple(sorted(places.items())))
+    if event.moved_bytes < 0:
+        return watch
+    moved = {rank: (num_bytes, since_s) for rank, num_bytes, since_s in watch.moved}
+    if event.rank not in moved or moved[event.rank][0] != event.moved_bytes:
+        moved[event.rank] = (event.moved_bytes, event.at_s)
+    return replace(watch, moved=tuple((rank, *each) for rank, each in sorted(moved.items())))
 
 
 # --- hangs ----------------------------------------------------------------------------------------------------
@@ -314,10 +329,17 @@ def _looked(watch: Watch, event: Looked) -> tuple[Watch, list[Action]]:
             actions = [*actions, Say(reason), ReleaseRanks(hang.ranks, reason, mismatch)]
     if diagnosis.hangs:
         return watch, actions
+    still = RankSet(rank for rank, _, since_s in watch.moved if at_s - since_s >= _STALL_S)
+    if (stalled := diagnosis.orphans & still) and watch.grace_s != float("inf"):
+        left = ", ".join(f"rank {rank} {how}" for rank, how in watch.gone)
+        reason = f"nothing has moved for {_STALL_S:.0f} s; {left}"
+        watch = replace(watch, released=watch.released | stalled, released_s=at_s, moved=())
+        return watch, [*actions, Say(reason), ReleaseRanks(stalled, reason)]
     patience_s = max((fact.inside.age_s for fact in event.facts.values() if fact.inside is not None), default=0.0)
-    if diagnosis.awaited & watch.running and patience_s > watch.grace_s and at_s - watch.looked_s > _LOOK_S:
+    interesting = (diagnosis.awaited | diagnosis.transfers) & watch.running
+    if interesting and patience_s > watch.grace_s and at_s - watch.looked_s > _LOOK_S:
         watch = replace(watch, looked_s=at_s)
-        actions = [*actions, LookAtRanks(diagnosis.awaited & watch.running)]
+        actions = [*actions, LookAtRanks(interesting)]
     return watch, actions
 
 
@@ -349,6 +371,9 @@ def _report(watch: Watch, event: Looked, diagnosis: Diagnosis) -> tuple[str, ...
         return ()
     places = dict(watch.places)
     where = [f"rank {rank} {places[rank]}" for rank in diagnosis.awaited & watch.running if rank in places]
+    since = [since_s for rank, _, since_s in watch.moved if rank in diagnosis.transfers]
+    if since and event.at_s - max(since) > _STALL_S:
+        where.append(f"nothing has moved between these ranks for {event.at_s - max(since):.0f} s")
     return (*diagnosis.waits[:6], *where[:4])
 
 

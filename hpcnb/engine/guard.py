@@ -191,10 +191,11 @@ class Guard:
         return stamped
 
     def withdraw(self, channel: Channel, stamped: int) -> None:
-        """The backend refused the operation at once: it was never issued."""
-        channel.newest = stamped - 1
-        if channel.at >= 0:
-            self._own.withdraw(channel.at, stamped)
+        """The backend refused the operation, or this rank gave it up: others wait for it in vain."""
+        if channel.newest == stamped:
+            channel.newest = stamped - 1
+            if channel.at >= 0:
+                self._own.withdraw(channel.at, stamped)
 
     def _await_peers(self, channel: Channel, stamped: int) -> None:
         """Let peers that are far behind catch up, so that they can still compare.
@@ -278,7 +279,10 @@ class Guard:
             return error
         if _LOST.search(str(error)):
             self.break_groups("it timed out" if "imed out" in str(error) else "the connection to another rank is lost")
-        elif not (in_wait and self.broken):
+        elif not in_wait:
+            return error
+        elif not self.broken:
+            self.break_groups(f"it failed ({str(error).splitlines()[0][:200] if str(error) else 'without a word'})")
             return error
         return self.error(operation or "communication", waited_s)
 

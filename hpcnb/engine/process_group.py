@@ -323,7 +323,9 @@ class HpcnbProcessGroup(dist.ProcessGroup):
             channel = operation.channel
             if channel is not None:
                 self.guard.withdraw(channel, operation.stamp)
-            explained = self.guard.explained(error, self.recorder.words(operation), 0.0)
+            explained = self.guard.explained(
+                error, self.recorder.words(operation), 0.0, in_wait=bool(self.guard.broken)
+            )
             try:
                 if explained is error:
                     raise

@@ -77,4 +77,4 @@ class Looks:
             if now_s >= due_s:
                 del self._dumps[rank]
                 if frames := frames_of(dump):
-                    self._say(m.Seen(cell, rank, frames, 0))
+                    self._say(m.Seen(cell, rank, frames, -1))
