@@ -110,8 +110,9 @@ class CellRun:
         """Take one message of an agent; returns what the watch wants done."""
         if isinstance(message, m.RankExited):
             exited = RankExit(
-                message.status, message.last_lines, message.was_in, message.memory_mb, message.was_out_of_memory
-            )
+                message.status, message.last_lines, message.was_in, message.last_operation, message.memory_mb,
+                message.was_out_of_memory,
+            )  # fmt: skip
             if message.rank in self.watch.running:
                 self.result.exits[message.rank] = message.status
                 self.result.exit_details[message.rank] = exited

@@ -62,6 +62,7 @@ class RankExit:
         status: As in ``Popen.returncode``: negative is the signal.
         last_lines: What it said last.
         was_in: The operation it waited in; "" if none.
+        last_operation: The last one of the cell that was over; "" if none.
         memory_mb: Its last known resident size; 0 if unknown.
         was_out_of_memory: The kernel killed it for want of memory.
     """
@@ -69,6 +70,7 @@ class RankExit:
     status: int
     last_lines: list[str] = field(default_factory=list)
     was_in: str = ""
+    last_operation: str = ""
     memory_mb: float = 0.0
     was_out_of_memory: bool = False
 
@@ -310,8 +312,9 @@ class CellResult:
             return (
                 f"rank {rank} of {self.world_size} did not answer the second Ctrl-C and was ended; its names are lost"
             )
-        inside = f" while it waited in {exited.was_in}" if exited.was_in else ""
-        lines = [f"rank {rank} of {self.world_size} {exited}{inside}; its names are lost"]
+        where = f" after {exited.last_operation}" if exited.last_operation else ""
+        where = f" while it waited in {exited.was_in}" if exited.was_in else where
+        lines = [f"rank {rank} of {self.world_size} {exited}{where}; its names are lost"]
         lines += [f"      {line}" for line in exited.last_lines]
         return "\n".join(lines)
 

@@ -203,6 +203,7 @@ class RankExited(Message):
     last_lines: list[str]
     expected: bool
     was_in: str  # the operation it waited in: "all_reduce #17 (4.2 MB, line 6)"; "" if none
+    last_operation: str  # the last one of its cell that was over; "" if none
     memory_mb: float  # its last known resident size; 0 if unknown
     was_out_of_memory: bool  # the kernel killed it for want of memory
 

@@ -447,16 +447,18 @@ class Agent:
             self._rank_said(process, message)
         for descriptor in process.descriptors:
             self._unwatch(descriptor)
-        state = process.communication()
+        state, last = process.communication(), process.last_communication()
         cell = self._relay.lost(process)
         process.status = status
         last_lines = list(process.last_lines)[-12:]
-        was_in = words_of(state) if state is not None else ""
+        was_in, last_operation = (words_of(each) if each is not None else "" for each in (state, last))
         process.close()
         is_expected = self._ending is not None or process.rank in self._restarts
         memory_mb, was_out_of_memory = self._memory.ended(process.pid, status)
         self._tell(
-            m.RankExited(process.rank, pid, status, last_lines, is_expected, was_in, memory_mb, was_out_of_memory)
+            m.RankExited(
+                process.rank, pid, status, last_lines, is_expected, was_in, last_operation, memory_mb, was_out_of_memory
+            )
         )
         self._relay.forget(cell, process.rank)
         if (restart := self._restarts.pop(process.rank, None)) is not None:

@@ -6,6 +6,7 @@ import codecs
 import os
 import signal
 import socket
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -61,6 +62,7 @@ class RankProcess:
     _spans_lost: int = 0
     _spans_cell: int = 0
     _log_size: int = 0
+    _began_ns: int = 0
 
     @property
     def alive(self) -> bool:
@@ -180,6 +182,7 @@ class RankProcess:
     def begin_cell(self, cell: int, line_budget: int, byte_budget: int) -> None:
         """The rank is about to run a cell."""
         self.cell = self._spans_cell = cell
+        self._began_ns = time.perf_counter_ns()
         self._budgets = (line_budget, byte_budget)
         self._gate = FloodGate(line_budget, byte_budget, self.folder.flood(cell, self.rank))
         self.drain_spans()
@@ -259,6 +262,13 @@ class RankProcess:
             return None
         state = self._ring.state()
         return state if state.in_communication else None
+
+    def last_communication(self) -> RankState | None:
+        """The last operation of the cell that the main thread is out of."""
+        if self._ring is None:
+            return None
+        state = self._ring.state()
+        return state if not state.in_communication and state.name and state.since_ns >= self._began_ns else None
 
     def state(self) -> str:
         """In words: what the rank does now."""
