@@ -39,8 +39,8 @@ __all__ = ["Cluster", "current", "held", "starting"]
 LAUNCHERS = ("local",)
 #: Lines and characters of a flood that the notebook shows, over all ranks.
 _LINE_BUDGET, _BYTE_BUDGET = 2400, 200_000
-#: Cells whose spans are kept for ``timeline()``.
-_KEPT_CELLS = 200
+#: Cells whose spans are kept for ``timeline()``, and how much of them.
+_KEPT_CELLS, _KEPT_BYTES = 200, 32 << 20
 #: Messages of our own to all ranks are answered at once by idle ranks.
 _SERVICE_TIMEOUT_S = 60.0
 
@@ -420,6 +420,17 @@ class Cluster:
             yield pending
         self._conclude(pending.run, view)
 
+    def _remember(self, result: CellResult) -> None:
+        """Keep the result for ``timeline()``, as long as its spans and those of later cells fit."""
+        self._history.append(result)
+        num_bytes = 0
+        for index, each in enumerate(reversed(self._history)):
+            num_bytes += 0 if each.spans is None else sum(map(len, each.spans.records.values()))
+            if num_bytes > _KEPT_BYTES and index:
+                for _ in range(len(self._history) - index):
+                    self._history.popleft()
+                return
+
     def _recover_from(self, result: CellResult) -> list[str]:
         ended = RankSet(result.exits)
         if ended and (self._auto_restart or result.killed) and not self.busy & self.alive:
@@ -518,7 +529,7 @@ class Cluster:
             self._is_broken = True
             result.recovery = self._recover_from(result)
         self.last_result = result
-        self._history.append(result)
+        self._remember(result)
         if view is not None:
             view.finish(run, result)
         return result
@@ -708,7 +719,7 @@ class Cluster:
             raise OptionError(msg)
 
     def timeline(self) -> Timeline:
-        """Spans of the cells so far, the last 200 at most."""
+        """Spans of the cells so far: of the last 200 at most, and 32 MB of records."""
         from hpcnb.timing.timeline import Timeline
 
         return Timeline(tuple(cell for result in self._history if (cell := result.cell_timeline) is not None))

@@ -398,7 +398,7 @@ class Agent:
         process.attach_cells(connection, descriptors)
         cells, stacks, *pipes = process.descriptors
         self._watch(cells, lambda: self._hear_rank(process, cells))
-        self._watch(stacks, lambda: self._looks.dumped(process.rank, process.read_stacks()))
+        self._watch(stacks, lambda: self._hear_stacks(process, stacks))
         for pipe in pipes:
             self._watch(pipe, lambda pipe=pipe: self._hear_pipe(process, pipe))  # type: ignore[misc]
         return ""
@@ -429,6 +429,14 @@ class Agent:
             if isinstance(message, m.CellReply) and not message.ok:
                 self._alarmed_until_s = self._clock() + _ALARM_S  # others may wait for it already
             self._relay.hear(process, message)
+
+    def _hear_stacks(self, process: RankProcess, stacks: int) -> None:
+        if stacks not in process.descriptors:
+            return  # closed by an earlier event of the same turn
+        if dump := process.read_stacks():
+            self._looks.dumped(process.rank, dump)
+        if stacks not in process.descriptors:
+            self._unwatch(stacks)
 
     def _hear_pipe(self, process: RankProcess, pipe: int) -> None:
         if pipe not in process.descriptors:

@@ -72,16 +72,20 @@ class RankProcess:
     # --- connection -----------------------------------------------------------------------------------------
 
     def attach_cells(self, connection: socket.socket, descriptors: list[int]) -> None:
-        """The rank's first connection, with its pipes; its span ring is ready."""
+        """The rank's first connection, with its pipes; its span ring is ready.
+
+        Raises:
+            ProcessLookupError: It has ended already; nothing is attached then.
+        """
+        self._pidfd = os.pidfd_open(self.pid)
         connection.setblocking(False)
         self._cells = connection
         out, err, self._stacks = descriptors
-        os.set_blocking(self._stacks, False)
-        for name, descriptor in (("stdout", out), ("stderr", err)):
+        for descriptor in descriptors:
             os.set_blocking(descriptor, False)
+        for name, descriptor in (("stdout", out), ("stderr", err)):
             self._pipes[descriptor] = (name, _decoder())
         self._ring = RingReader(self.memory)
-        self._pidfd = os.pidfd_open(self.pid)
 
     def attach_control(self, connection: socket.socket) -> None:
         """The rank's second connection, to its link thread."""
@@ -112,9 +116,13 @@ class RankProcess:
     def read_stacks(self) -> str:
         """What faulthandler has written since the last call."""
         try:
-            return os.read(self._stacks, 1 << 16).decode("utf-8", "backslashreplace")
+            received = os.read(self._stacks, 1 << 16)
         except BlockingIOError:
             return ""
+        if not received:
+            os.close(self._stacks)
+            self._stacks = -1
+        return received.decode("utf-8", "backslashreplace")
 
     def read_pipe(self, descriptor: int) -> list[Entry]:
         """Some of what was written to the rank's descriptor 1 or 2: one read, nothing if there is nothing."""
