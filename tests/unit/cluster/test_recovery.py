@@ -22,12 +22,17 @@ class FakeCluster:
 
     world_size = 4
 
-    def __init__(self, *, alive=(0, 1, 2, 3), busy=(), errors=None, notices=None, groups=None, ready=True):
+    def __init__(self, *, alive=(0, 1, 2, 3), busy=(), errors=None, notices=None, groups=None, names=None, ready=True):
         self.alive, self.busy = RankSet(alive), RankSet(busy)
         self.generation = 6
         self.asked, self.told = [], []
         self._errors, self._notices, self._groups, self._ready = errors or {}, notices or {}, groups or {}, ready
+        self._names = names or {}
         self._rejoining = Inbox()
+        self.inits = []
+
+    def init_cells(self):
+        return self.inits
 
     def next_generation(self):
         self.generation += 1
@@ -38,7 +43,9 @@ class FakeCluster:
         self.asked.append(message)
         result = CellResult(17, label, ranks, 4, notices=self._notices)
         if isinstance(message, m.ListGroups):
-            result.pickles = {rank: pickle.dumps(self._groups.get(rank, (0, []))) for rank in ranks}
+            result.pickles = {
+                rank: pickle.dumps((*self._groups.get(rank, (0, [])), self._names.get(rank, []))) for rank in ranks
+            }
         else:
             result.errors = self._errors
         return result
@@ -47,6 +54,7 @@ class FakeCluster:
         self.told.append(message)
         for rank in message.ranks if self._ready else ():
             self._rejoining.put(m.RankReady(rank, 1, "n1", "cpu", {}))
+            self.alive |= RankSet([rank])
 
     @contextlib.contextmanager
     def rejoining(self, ranks):
@@ -119,17 +127,19 @@ def test_groups_that_cannot_be_built():
 def test_a_dead_rank_is_replaced():
     groups = {0: (12, [("0", [0, 1, 2, 3]), ("9", [0, 1])]), 1: (12, [("0", [0, 1, 2, 3])]), 3: (11, [("10", [2, 3])])}
     cluster = FakeCluster(alive=(0, 1, 3), groups=groups)
-    assert recovery.restart(cluster, RankSet([2])) == 0.25
+    restarted = recovery.restart(cluster, RankSet([2]))
+    assert (restarted.ranks, restarted.took_s, restarted.replayed, restarted.lost) == (RankSet([2]), 0.25, (), ())
+    assert repr(restarted) == "rank 2 was replaced in 0.25 s; process groups and mesh are whole again"
     made = [["0", [0, 1, 2, 3]], ["9", [0, 1]], ["10", [2, 3]]]  # in the order they were made: by number
     assert cluster.told == [m.RestartRanks(RankSet([2]), 7, made, 12)]
     others = RankSet([0, 1, 3])
-    assert cluster.asked == [m.ListGroups(17, others), m.Rebuild(17, others, 7, RankSet())]
+    assert cluster.asked[:2] == [m.ListGroups(17, others), m.Rebuild(17, others, 7, RankSet())]
 
 
 def test_other_dead_ranks_stay_dead():
     cluster = FakeCluster(alive=(0, 1))
     recovery.restart(cluster, RankSet([2]))
-    assert cluster.asked[-1] == m.Rebuild(17, RankSet([0, 1]), 7, RankSet([3]))
+    assert cluster.asked[1] == m.Rebuild(17, RankSet([0, 1]), 7, RankSet([3]))
 
 
 def test_all_ranks_are_replaced():
@@ -137,6 +147,38 @@ def test_all_ranks_are_replaced():
     recovery.restart(cluster, RankSet.all(4))
     assert cluster.asked == []
     assert cluster.told == [m.RestartRanks(RankSet.all(4), 7, [], 0)]
+
+
+INITS = [
+    ("import torch", "cell 1", 2, RankSet.all(4)),
+    ("x = 1", "cell 3", 2, RankSet([0, 1])),
+    ("y", "cell 4", 1, RankSet([2])),
+]
+
+
+def test_init_cells_run_again_on_the_new_ranks_that_they_are_of():
+    cluster = FakeCluster(alive=(0, 1, 3))
+    cluster.inits = INITS
+    restarted = recovery.restart(cluster, RankSet([2]))
+    ran = [message for message in cluster.asked if isinstance(message, m.RunCell)]
+    assert [(each.source, each.label, each.first_line, each.ranks) for each in ran] == [
+        (source, label, line, RankSet([2])) for source, label, line, of in INITS if 2 in of
+    ]
+    assert not any(each.is_init for each in ran)  # they are kept already
+    assert (restarted.replayed, restarted.failed) == (("cell 1", "cell 4"), {})
+    assert repr(restarted).endswith("\nrun again there: cell 1, cell 4")
+
+
+def test_names_that_the_new_ranks_lack_are_told():
+    names = {0: ["model", "x"], 1: ["x", "data"], 3: ["x"], 2: ["x"]}
+    restarted = recovery.restart(FakeCluster(alive=(0, 1, 3), names=names), RankSet([2]))
+    assert restarted.lost == ("data", "model")
+    assert "names that other ranks have and it lacks: data, model\ndefine them there (--on)" in repr(restarted)
+    many = {0: [f"n{number:02}" for number in range(15)]}
+    restarted = recovery.restart(FakeCluster(alive=(0, 1), names=many), RankSet([2, 3]))
+    assert repr(restarted).startswith("ranks 2,3 were replaced in ")
+    assert "lacks: n00, n01, " in repr(restarted)
+    assert "n11 and 3 more\n" in repr(restarted)
 
 
 def test_a_busy_rank_can_be_replaced_itself():
@@ -149,7 +191,12 @@ def test_a_busy_rank_can_be_replaced_itself():
     ("cluster", "ranks", "kind", "words"),
     [
         (FakeCluster(), [4, 7], OptionError, r"^no ranks 4,7; the cluster has ranks 0-3$"),
-        (FakeCluster(), [], OptionError, r"^no rank to restart; for example  %hpc restart-rank 2$"),
+        (
+            FakeCluster(),
+            [],
+            OptionError,
+            r"^no rank has ended; to replace one that lives name it:  %hpc restart-rank 2$",
+        ),
         (
             FakeCluster(busy=[1]),
             [2],

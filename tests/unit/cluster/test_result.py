@@ -190,8 +190,27 @@ def test_ranks_that_waited_in_different_operations_are_told_apart():
 
 
 def test_a_rank_that_was_in_no_operation_has_its_own_words():
-    text = result(errors={0: released("groups are broken", ""), 1: released("groups are broken", "")}).failure_text()
-    assert text == "ranks 0,1 were released: groups are broken"
+    # it was not released from anything: it called when groups had been broken, in a line of its own
+    ended = result(errors={0: released("groups are broken", ""), 1: released("groups are broken", "")})
+    assert not any(each.is_released for each in ended.errors.values())
+    assert ended.failure_text() == (
+        "ranks 0,1 of 4 raised  CollectiveAborted: groups are broken\n      line 2:  step(batch)\n\n"
+        "Traceback of CollectiveAborted"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ename", "operation", "is_released"),
+    [
+        ("CollectiveAborted", WAITED, True),
+        ("CollectiveAborted", "", False),
+        ("CollectiveMismatch", "", True),
+        ("CollectiveMismatch", WAITED, True),
+        ("ValueError", WAITED, False),
+    ],
+)
+def test_which_errors_are_of_ranks_that_were_released(ename, operation, is_released):
+    assert released(operation=operation, ename=ename).is_released == is_released
 
 
 def test_released_ranks_are_no_failures_of_their_own():

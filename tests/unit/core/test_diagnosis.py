@@ -15,9 +15,9 @@ from hpcnb.core.ranks import RankSet
 
 CELL = 5
 ALL = RankSet.all(4)
-WORLD, LEFT, RIGHT, P2P01, P2P12, P2P23 = range(1, 7)
+WORLD, LEFT, RIGHT, P2P01, P2P12, P2P23, P2P32 = range(1, 8)
 #: who takes part in which channel
-MEMBERS = {WORLD: [0, 1, 2, 3], LEFT: [0, 1], RIGHT: [0, 1], P2P01: [0, 1], P2P12: [1, 2], P2P23: [2, 3]}
+MEMBERS = {WORLD: [0, 1, 2, 3], LEFT: [0, 1], RIGHT: [0, 1], P2P01: [0, 1], P2P12: [1, 2], P2P23: [2, 3], P2P32: [3, 2]}
 
 
 def ranks(*members):
@@ -314,6 +314,63 @@ def test_who_waits_in_vain_and_why(case):
     )  # fmt: skip
 
 
+# --- hangs that have nothing to do with each other ----------------------------------------------------------------
+
+SENT = "as operation 7 of ranks 0,1, rank 0 called all_reduce(float32[8]) (line 7) and rank 1 called barrier(float32[8]) (line 7)"
+FACING = (
+    "they wait for each other: rank 2 waits in send #1 (32 B, line 1) for rank 3; "
+    "rank 3 waits in recv #2 (32 B, line 2) for rank 2"
+)
+MISMATCHED = {0: waits(LEFT, 7), 1: waits(LEFT, 7, name="barrier", signature=2)}
+CIRCLING = {2: waits(P2P23, 1, name="send", also={P2P32: 0}), 3: waits(P2P32, 2, name="recv", also={P2P23: 0})}
+
+SEPARATE = {
+    "a mismatch and a circle": (
+        {**MISMATCHED, **CIRCLING},
+        {},
+        [(ranks(0, 1), (SENT,), True), (ranks(2, 3), (FACING,), False)],
+    ),
+    "a circle, and one that waits for a rank that raised": (
+        {**CIRCLING, 0: waits(LEFT, 7), 1: IDLE},
+        {1: "raised ValueError"},
+        [(ranks(0), ("rank 1 raised ValueError",), False), (ranks(2, 3), (FACING,), False)],
+    ),
+    "two that wait for ranks that left, each in its own way": (
+        {0: waits(LEFT, 7), 1: IDLE, 2: IDLE, 3: waits(P2P23, 1, name="recv")},
+        {1: "raised ValueError", 2: "was ended by SIGKILL"},
+        [(ranks(0), ("rank 1 raised ValueError",), False), (ranks(3), ("rank 2 was ended by SIGKILL",), False)],
+    ),
+    "two that wait for the same rank are one": (
+        {0: waits(P2P01, 1, name="recv"), 1: IDLE, 2: waits(P2P12, 1, name="recv")},
+        {1: "raised ValueError"},
+        [(ranks(0, 2), ("rank 1 raised ValueError",), False)],
+    ),
+    "whoever waits for both joins them": (
+        {**MISMATCHED, 2: waits(P2P12, 1, name="recv", also={P2P23: 0}), 3: waits(P2P23, 1, name="recv")},
+        {},
+        [(ranks(0, 1, 2, 3), (SENT,), True)],
+    ),
+}
+
+
+@pytest.mark.parametrize(("facts", "gone", "expected"), SEPARATE.values(), ids=SEPARATE)
+def test_hangs_have_causes_of_their_own(facts, gone, expected):
+    found = diagnose(facts, CELL, ALL, gone)
+    assert [(hang.ranks, hang.causes, hang.is_mismatch) for hang in found.hangs] == expected
+    assert found.stuck == RankSet(rank for members, *_ in expected for rank in members)
+
+
+def test_an_operation_that_all_have_issued_and_one_has_left_is_an_orphan():
+    left = computes({WORLD: 7}, activity=Activity.IDLE, cell=0)
+    facts = {**{rank: waits(WORLD, 7) for rank in (0, 1)}, 2: computes({WORLD: 7}), 3: left}
+    found = diagnose(facts, CELL, ALL, {3: "ended the cell without it"})
+    assert (found.hangs, found.transfers, found.orphans) == ((), ranks(0, 1), ranks(0, 1))
+    found = diagnose(facts, CELL, ALL, {})
+    assert (found.transfers, found.orphans) == (ranks(0, 1), ranks())
+    found = diagnose({**facts, 2: computes({WORLD: 6})}, CELL, ALL, {})
+    assert (found.transfers, found.awaited) == (ranks(), ranks(2))
+
+
 def test_a_long_circle_is_cut():
     facts = {
         rank: RankFacts(
@@ -418,7 +475,24 @@ def test_a_rank_waits_in_vain_if_it_waits_in_the_end_for_what_never_comes(world)
     )
     assert bool(found.waits) == bool(waiting)
     if found.is_mismatch:
-        assert found.causes[0].startswith("as operation ")
+        assert any(cause.startswith("as operation ") for cause in found.causes)
+    assert not found.transfers & (found.stuck | found.awaited)
+    assert not found.orphans - found.transfers
+
+
+@given(worlds())
+def test_hangs_have_nothing_to_do_with_each_other(world):
+    facts, on, gone = world
+    found = diagnose(facts, CELL, on, gone)
+    for number, hang in enumerate(found.hangs):
+        assert hang.ranks
+        assert hang.causes
+        assert hang.is_mismatch == any(cause.startswith("as operation ") for cause in hang.causes)
+        others = RankSet(rank for other in found.hangs[number + 1 :] for rank in other.ranks)
+        assert not hang.ranks & others
+        # alone, without what others wait in, it is the same hang
+        alone = {rank: replace(each, inside=None) if rank in others else each for rank, each in facts.items()}
+        assert hang in diagnose(alone, CELL, on, gone).hangs
 
 
 @given(worlds())

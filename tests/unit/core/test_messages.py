@@ -142,7 +142,7 @@ def test_lone_surrogates_travel_escaped():
     # os.fsdecode of a name that is no UTF-8, in an error's text: without this the reply of the rank is lost
     assert m.decode(m.encode(m.Refused("no file a\udcff"))) == m.Refused("no file a\\udcff")
     source = "name = 'a\ud800'"
-    cell = m.decode(m.encode(m.RunCell(1, RankSet([0]), source, "cell 1", 1, False, 10, 10)))
+    cell = m.decode(m.encode(m.RunCell(1, RankSet([0]), source, "cell 1", 1, False, 10, 10, False)))
     names: dict[str, str] = {}
     exec(cell.source, names)
     assert names["name"] == "a\ud800"

@@ -36,6 +36,9 @@ from hpcnb.core.watch import (
 CELL = 5
 NEVER = float("inf")
 
+SPREADS = pytest.mark.xfail(reason="watch.mismatch is one for the whole cell: a mismatch spreads to other hangs")
+OLD_LOOKS = pytest.mark.xfail(reason="how long nothing has moved is not counted from the beginning of the operation")
+
 
 def ranks(*members):
     return RankSet(members)
@@ -233,6 +236,133 @@ def test_who_waits_for_a_rank_that_raised_a_mismatch_is_told_its_words():
     assert watch.mismatch == words
 
 
+# --- hangs that have nothing to do with each other ------------------------------------------------------------------
+
+FOUR = RankSet.all(4)
+CIRCLE23 = "they wait for each other: rank 2 waits in send #1 for rank 3; rank 3 waits in recv #1 for rank 2"
+
+
+def circle23(at_s, *, since_s=0.0, closed_s=None):
+    """Ranks 2 and 3 wait for each other; rank 3 since ``closed_s``."""
+    facts = {2: inside([2, 3], at_s - since_s, key=3, name="send")}
+    closed_s = since_s if closed_s is None else closed_s
+    if at_s < closed_s:
+        return {**facts, 3: computing()}
+    return {**facts, 3: inside([2, 3], at_s - closed_s, key=4, name="recv")}
+
+
+def test_each_hang_is_released_with_its_own_reason():
+    looks = [Looked(at_s, {**circle(at_s).facts, **circle23(at_s, since_s=0.5)}) for at_s in (0.9, 1.0, 1.4, 1.5)]
+    watch, happened = run(watch_of(4), *looks)
+    assert happened == [
+        (1.0, Say(CIRCLE)), (1.0, ReleaseRanks(ranks(0, 1), CIRCLE)),
+        (1.5, Say(CIRCLE23)), (1.5, ReleaseRanks(ranks(2, 3), CIRCLE23)),
+    ]  # fmt: skip
+    assert watch.released == FOUR
+
+
+def test_hangs_that_are_due_at_once_have_their_own_reasons_too():
+    at_s = 1.0
+    _, happened = run(watch_of(4), Looked(at_s, {**circle(at_s).facts, **circle23(at_s)}))
+    assert [action for _, action in happened] == [
+        Say(CIRCLE), ReleaseRanks(ranks(0, 1), CIRCLE), Say(CIRCLE23), ReleaseRanks(ranks(2, 3), CIRCLE23),
+    ]  # fmt: skip
+
+
+MISMATCH01 = "as operation 7 of ranks 0,1, rank 0 called all_reduce() (line 7) and rank 1 called broadcast() (line 7)"
+
+
+@SPREADS
+@pytest.mark.parametrize("age_s", [0.25, 2.0])
+def test_a_mismatch_does_not_spread_to_another_hang(age_s):
+    at_s = 10.0
+    facts = {**mismatch(at_s).facts, **circle23(at_s, since_s=at_s - age_s)}
+    watch, happened = run(watch_of(4), Looked(at_s, facts))
+    expected = [Say(MISMATCH01), ReleaseRanks(ranks(0, 1), MISMATCH01, mismatch=True)]
+    if age_s > 1.0:
+        expected += [Say(CIRCLE23), ReleaseRanks(ranks(2, 3), CIRCLE23, mismatch=False)]
+    assert [action for _, action in happened] == expected
+    if age_s < 1.0:
+        _, happened = run(watch, Looked(at_s + 1.0, circle23(at_s + 1.0, since_s=at_s - age_s)))
+        assert [action for _, action in happened] == [Say(CIRCLE23), ReleaseRanks(ranks(2, 3), CIRCLE23)]
+
+
+@SPREADS
+def test_a_mismatch_that_was_told_by_a_rank_does_not_spread_either():
+    """Rank 0 raised a mismatch, and rank 1 waits for it; ranks 2 and 3 have nothing to do with that."""
+    at_s = 10.0
+    facts = {0: IDLE, 1: inside([0, 1], 0.5, number=7), **circle23(at_s, since_s=at_s - 2.0)}
+    del facts[0]
+    _, happened = run(watch_of(4), Replied(0, 9.9, "raised CollectiveMismatch", MISMATCH01), Looked(at_s, facts))
+    assert [action for _, action in happened if isinstance(action, ReleaseRanks)] == [
+        ReleaseRanks(ranks(1), MISMATCH01, mismatch=True), ReleaseRanks(ranks(2, 3), CIRCLE23, mismatch=False),
+    ]  # fmt: skip
+
+
+def test_the_grace_period_of_a_circle_that_closes_late_begins_when_it_closes():
+    looks = [Looked(at_s, {0: computing(), 1: computing(), **circle23(at_s, closed_s=30.25)}) for at_s in (30.0, 31.0)]
+    watch, happened = run(watch_of(4), *looks)
+    assert [action for _, action in happened] == [LookAtRanks(ranks(3))]  # which rank 2 waited for
+    late = Looked(31.25, {0: computing(), 1: computing(), **circle23(31.25, closed_s=30.25)})
+    assert [action for _, action in run(watch, late)[1]] == [Say(CIRCLE23), ReleaseRanks(ranks(2, 3), CIRCLE23)]
+
+
+# --- an operation that all have issued, and nothing moves -----------------------------------------------------------
+
+
+def orphan(at_s, *, gone=True, age_s=20.0):
+    """Ranks 0 and 1 transfer with rank 2, which has issued the operation and may have left since."""
+    issued = inside(ALL, at_s).issues
+    left = RankFacts(Activity.IDLE if gone else Activity.CELL, 0 if gone else CELL, issues=issued)
+    return Looked(at_s, {0: inside(ALL, age_s), 1: inside(ALL, age_s), 2: left})
+
+
+def moved(at_s, num_bytes, members=(0, 1)):
+    return [Located(rank, at_s, "", num_bytes) for rank in members]
+
+
+STALLED = "nothing has moved for 5 s; rank 2 raised ValueError"
+
+
+def test_ranks_are_let_go_when_nothing_moves_and_one_has_left():
+    events = [Replied(2, 9.0, "raised ValueError"), orphan(10.0), *moved(10.0, 500), orphan(12.1), *moved(12.1, 500)]
+    watch, happened = run(watch_of(), *events, orphan(14.9))
+    assert {type(action) for _, action in happened} == {LookAtRanks}
+    assert happened[0] == (10.0, LookAtRanks(ranks(0, 1)))
+    watch, happened = run(watch, orphan(15.0))
+    assert happened == [(15.0, Say(STALLED)), (15.0, ReleaseRanks(ranks(0, 1), STALLED))]
+
+
+def test_as_long_as_bytes_move_nobody_is_let_go():
+    events = [Replied(2, 0.0, "raised ValueError")]
+    for at_s in range(1, 100):
+        events += [orphan(float(at_s)), *moved(at_s, at_s)]
+    _, happened = run(watch_of(), *events)
+    assert {type(action) for _, action in happened} == {LookAtRanks}
+
+
+@pytest.mark.parametrize("changes", [{"gone": False}, {"num_bytes": -1}, {"grace_s": NEVER}])
+def test_nobody_is_let_go_where_that_is_not_known(changes):
+    gone = changes.get("gone", True)
+    events = [Replied(2, 0.0, "raised ValueError")] if gone else []
+    for at_s in range(1, 60):
+        events += [orphan(float(at_s), gone=gone), *moved(at_s, changes.get("num_bytes", 7))]
+    _, happened = run(watch_of(grace_s=changes.get("grace_s", 1.0)), *events)
+    assert {type(action) for _, action in happened} <= {LookAtRanks}
+
+
+@OLD_LOOKS
+def test_what_was_seen_before_the_operation_began_says_nothing_about_it():
+    """Rank 1 computes for long, is looked at since rank 0 waits for it, and then joins; rank 2 issued it and left."""
+    events = [Replied(2, 1.0, "raised ValueError")]
+    for at_s in (3.0, 5.1, 7.2, 9.3):
+        issued = inside(ALL, at_s).issues
+        facts = {0: inside(ALL, at_s), 1: computing(), 2: RankFacts(Activity.IDLE, issues=issued)}
+        events += [Looked(at_s, facts), *moved(at_s, 500, [1])]
+    _, happened = run(watch_of(), *events, orphan(10.0, age_s=0.1))
+    assert not [action for _, action in happened if isinstance(action, ReleaseRanks)]
+
+
 def test_a_release_that_did_not_help_is_tried_again():
     watch, happened = run(watch_of(), *(circle(tenth / 10) for tenth in range(5, 52)))
     released = [at_s for at_s, action in happened if isinstance(action, ReleaseRanks)]
@@ -251,7 +381,8 @@ def test_ranks_that_only_wait_are_left_alone():
     _, happened = run(watch_of(), *(waiting_for([2], float(at_s)) for at_s in range(1, 200, 20)))
     assert not [action for _, action in happened if not isinstance(action, LookAtRanks)]
     everybody = [Looked(float(at_s), {rank: inside(ALL, at_s) for rank in ALL}) for at_s in range(1, 200)]
-    assert run(watch_of(), *everybody)[1] == []  # bytes are under way
+    _, happened = run(watch_of(), *everybody)  # bytes are under way
+    assert {action for _, action in happened} == {LookAtRanks(ALL)}
 
 
 def test_nothing_is_hurried_while_a_person_debugs():

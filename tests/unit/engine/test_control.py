@@ -29,7 +29,7 @@ class Rank:
 
 @pytest.fixture
 def rank(monkeypatch):
-    monkeypatch.setattr(process_group, "moved_bytes", lambda: 4096)
+    monkeypatch.setattr(groups, "moved_bytes", lambda: 4096)
     return Rank()
 
 
@@ -53,7 +53,7 @@ def test_groups_are_broken_before_waits_are_ended_on_a_thread_of_its_own(rank, m
         rank.happened.append(("taken",))  # the connections as they are now
         return release
 
-    monkeypatch.setattr(process_group, "release_groups", release_groups)
+    monkeypatch.setattr(groups, "release_groups", release_groups)
     rank.control.hear(ReleaseRank("rank 1 raised ValueError", is_mismatch))
     assert released.wait(5)
     assert rank.happened == [

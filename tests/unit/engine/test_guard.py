@@ -171,11 +171,20 @@ def test_what_was_refused_stays_on_the_board(ranks, board):
     assert reader.newest(reader.find(ranks[1].guard.collectives("0", [0, 1]).key)) == stamp(0, 1)
 
 
-def test_an_operation_that_is_overwritten_is_something_older(ranks, board):
-    ranks[0].all_reduce()
-    channel = ranks[0].guard.collectives("0", [0, 1])
-    for number in range(2, HISTORY + 2):  # no rank may run so far ahead
-        ranks[0].guard._own.publish(channel.at, stamp(0, number), (1, 0, 0, 0))
+def test_an_operation_that_is_overwritten_is_not_compared(ranks):
+    one, other = ranks[:2]
+    channel = one.guard.collectives("0", [0, 1])
+    for number in range(1, HISTORY + 3):
+        one.guard._own.publish(channel.at, stamp(0, number), (1, 0, 0, 0))
+    assert [other.all_reduce() for _ in range(2)] == [stamp(0, 1), stamp(0, 2)]  # nobody knows what rank 0 called
+    assert not other.guard.broken
+    with pytest.raises(CollectiveMismatch, match="as operation 3 of ranks 0,1"):
+        other.all_reduce()  # the oldest that can still be looked up
+
+
+def test_an_operation_that_is_overwritten_while_it_is_told_is_something_older(ranks, monkeypatch):
+    ranks[0].all_reduce(9)
+    monkeypatch.setattr(ChannelReader, "issued", lambda *_: None)
     with pytest.raises(CollectiveMismatch, match=r"rank 0 called something older and rank 1 called all_reduce"):
         ranks[1].all_reduce()
 
@@ -326,6 +335,41 @@ def test_a_rank_that_waits_for_a_peer_can_be_let_go(ranks, pauses):
     assert pauses == []
 
 
+def test_who_waits_for_a_peer_has_said_nothing_yet(ranks, pauses, board):
+    one = ranks[0]
+    for _ in range(AHEAD):
+        one.all_reduce()
+    channel, reader = one.guard.collectives("0", [0, 1]), ChannelReader(board.channels(0))
+
+    def newest():
+        return reader.newest(reader.find(channel.key))
+
+    said = []
+    pauses += [lambda: said.append(newest()), lambda: one.guard.break_groups("the cell was interrupted")]
+    with pytest.raises(CollectiveAborted):
+        one.all_reduce()
+    assert said == [newest()] == [stamp(0, AHEAD)]
+    assert one.guard.num_issued(channel) == AHEAD
+
+
+def test_a_rank_waits_for_a_second_and_goes_on(ranks, monkeypatch):
+    one, now_s = ranks[0], [100.0]
+    monkeypatch.setattr(guard_module.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(guard_module.time, "sleep", lambda _: now_s.__setitem__(0, now_s[0] + 0.125))
+    for _ in range(AHEAD):
+        one.all_reduce(members=range(4))
+    assert now_s == [100.0]
+    assert one.all_reduce(members=range(4)) == stamp(0, AHEAD + 1)
+    assert now_s == [101.125]  # the same second for all three that are behind
+
+
+def test_many_messages_may_be_sent_before_they_are_received(ranks, pauses):
+    for number in range(1, 2 * HISTORY):
+        assert ranks[0].message(0, 1) == stamp(0, number)
+    assert [ranks[1].message(0, 1) for _ in range(3)][-1] == stamp(0, 3)  # what they were is not known any more
+    assert not ranks[1].guard.broken
+
+
 def test_ranks_without_room_for_more_channels_are_not_compared(ranks, board):
     one, other = ranks[:2]
     for number in range(NUM_CHANNELS):
@@ -353,8 +397,12 @@ def test_broken_groups_refuse_at_once(ranks, board):
     )  # fmt: skip
     assert (caught.value.operation, caught.value.waited_s) == ("all_reduce(float32[8], sum)", 0.0)
     assert ChannelReader(board.channels(0)).newest(channel.at) == 0
-    with pytest.raises(CollectiveAborted, match=r"^this operation cannot be completed: rank 1 was"):
+    with pytest.raises(CollectiveAborted, match=r"^this operation cannot be completed: rank 1 was") as caught:
         guard.check()
+    assert caught.value.operation == ""
+    with pytest.raises(CollectiveAborted, match=r"^barrier #3 \(line 6\) cannot be completed: rank 1 was") as caught:
+        guard.check("barrier #3 (line 6)")
+    assert caught.value.operation == "barrier #3 (line 6)"
     guard.mend(1)
     guard.check()
     assert ranks[0].all_reduce() == stamp(1, 1)
@@ -373,7 +421,6 @@ WAITED = "all_reduce #17 (4.2 MB, line 6)"
 
 LOST = [
     "[../third_party/gloo/gloo/transport/tcp/pair.cc:598] Connection closed by peer [127.0.0.1]:2345",
-    "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv",
     "Read error [127.0.0.1]:2345: Connection reset by peer",
     "writev: Broken pipe",
     "Socket closed",
@@ -392,6 +439,44 @@ def test_a_lost_connection_breaks_the_groups(ranks, text):
     assert guard.broken == "the connection to another rank is lost"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv",
+        "[../third_party/gloo/gloo/transport/tcp/pair.cc:598] Read timed out [127.0.0.1]:2345: Connection closed by peer",
+    ],
+)
+def test_an_operation_that_the_backend_gave_up_has_timed_out(ranks, text):
+    guard = ranks[0].guard
+    explained = guard.explained(RuntimeError(text), WAITED, 2.5)
+    assert type(explained) is CollectiveAborted
+    assert str(explained) == f"{WAITED} cannot be completed: it timed out"
+    assert (explained.operation, explained.waited_s) == (WAITED, 2.5)
+    assert guard.broken == "it timed out"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("x"), RuntimeError("Invalid scalar type")])
+@pytest.mark.parametrize("broken", ["", "rank 1 raised ValueError"])
+def test_what_a_cell_raises_outside_of_a_wait_is_its_own(ranks, error, broken):
+    guard = ranks[0].guard
+    if broken:
+        guard.break_groups(broken)
+    assert guard.explained(error, WAITED, 2.5, in_wait=False) is error
+    assert guard.broken == broken
+
+
+@pytest.mark.parametrize("operation", [WAITED, ""])
+def test_what_broke_the_groups_explains_also_what_c_code_raises_outside_of_a_wait(ranks, operation):
+    guard = ranks[0].guard
+    guard.break_groups("rank 1 raised ValueError")
+    explained = guard.explained(RuntimeError(LOST[0]), operation, 2.5, in_wait=False)
+    assert str(explained) == f"{operation or 'communication'} cannot be completed: rank 1 raised ValueError"
+    guard.mend(1)
+    explained = guard.explained(RuntimeError(LOST[0]), operation, 2.5, in_wait=False)
+    assert str(explained).endswith(" cannot be completed: the connection to another rank is lost")
+    assert guard.broken == "the connection to another rank is lost"
+
+
 def test_a_connection_that_was_shut_to_release_the_rank_has_the_reason_of_the_release(ranks):
     guard = ranks[0].guard
     guard.break_groups("rank 1 raised ValueError")
@@ -405,9 +490,16 @@ def test_a_connection_that_was_shut_to_release_the_rank_has_the_reason_of_the_re
 
 @pytest.mark.parametrize("text", ["Invalid scalar type", "Operation timed out", "CUDA error: out of memory"])
 def test_other_errors_of_an_operation_are_left_as_they_are(ranks, text):
-    guard, error = ranks[0].guard, RuntimeError(text)
-    assert guard.explained(error, WAITED, 2.5) is error
+    guard, error = ranks[0].guard, RuntimeError(f"{text}\nException raised from ...")
+    assert guard.explained(error, WAITED, 2.5, in_wait=False) is error
     assert not guard.broken
+    assert guard.explained(error, WAITED, 2.5) is error
+    assert guard.broken == f"it failed ({text})"  # others have issued it, and what is under way is not received
+
+
+def test_an_error_without_a_word_breaks_the_groups_too(ranks):
+    ranks[0].guard.explained(RuntimeError(), WAITED, 2.5)
+    assert ranks[0].guard.broken == "it failed (without a word)"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1), ValueError("x"), GeneratorExit()])

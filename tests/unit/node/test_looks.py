@@ -69,7 +69,7 @@ def test_a_rank_whose_link_thread_is_silent_is_asked_by_signal(looked):
     looked.looks.dumped(1, DUMP[:50])
     assert looked.tick(0.02) == []  # more may come
     looked.looks.dumped(1, DUMP[50:])
-    assert looked.tick(0.04) == [m.Seen(5, 1, frames_of(DUMP), 0)]
+    assert looked.tick(0.04) == [m.Seen(5, 1, frames_of(DUMP), -1)]
     assert looked.looks.due_s == float("inf")
 
 

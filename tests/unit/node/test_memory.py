@@ -56,7 +56,33 @@ def test_out_of_memory_is_a_sigkill_that_the_kernel_counted(kills, status, num_k
     memory = Memory(Clock())
     kills.append(num_kills)
     assert memory.ended(NOBODY, status) == (0.0, was_out_of_memory)
-    assert memory.ended(NOBODY, -signal.SIGKILL) == (0.0, False)  # what was counted is no reason for the next
+
+
+def test_one_kill_of_the_kernel_is_the_reason_of_one_end(kills):
+    memory = Memory(Clock())
+    kills.append(9)  # twice
+    assert memory.ended(NOBODY, -signal.SIGSEGV) == (0.0, False)  # what is not its own reason stays for the others
+    assert [memory.ended(NOBODY, -signal.SIGKILL)[1] for _ in range(3)] == [True, True, False]
+
+
+def test_what_the_kernel_did_long_ago_is_no_reason(kills):
+    clock = Clock()
+    memory = Memory(clock)
+    kills.append(8)
+    for clock.now_s in (1.9, 2.1, 4.1, 4.2):  # counted at 2.1, and that look is the older one from 4.2 on
+        memory.note(os.getpid())
+        assert Memory.ended(memory, NOBODY, -signal.SIGSEGV) == (0.0, False)
+    assert memory.ended(NOBODY, -signal.SIGKILL) == (0.0, False)
+
+
+@pytest.mark.parametrize("looks_s", [(), (2.1,), (2.1, 4.0)])
+def test_what_the_kernel_did_lately_is_a_reason_though_it_was_counted_since(kills, looks_s):
+    clock = Clock()
+    memory = Memory(clock)
+    kills.append(8)
+    for clock.now_s in looks_s:
+        memory.note(os.getpid())
+    assert memory.ended(NOBODY, -signal.SIGKILL) == (0.0, True)
 
 
 def test_the_proportional_size_is_looked_up_every_three_seconds(kills, monkeypatch):

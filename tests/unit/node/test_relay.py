@@ -54,7 +54,7 @@ class Relayed:
         self.relay = CellRelay(self.ranks, self.said.append, lambda: self.now_s)
 
     def run(self, cell, ranks):
-        self.relay.begin(m.RunCell(cell, RankSet(ranks), "", f"cell {cell}", 1, False, 100, 1000))
+        self.relay.begin(m.RunCell(cell, RankSet(ranks), "", f"cell {cell}", 1, False, 100, 1000, is_init=False))
 
     def reply(self, cell, rank):
         self.relay.hear(

@@ -125,7 +125,7 @@ def test_a_request_is_made_decided_and_withdrawn(board):
     stop.look()
     assert not stop.is_open
     assert board.stop_asked() == (CELL, StopState.DECIDED, 4)
-    stop.withdraw(CELL)
+    stop.withdraw()
     assert board.stop_asked() == (0, StopState.NONE, 0)
 
 
@@ -139,12 +139,20 @@ def test_ranks_that_are_in_no_loop_are_not_asked(board, asked, outside):
     assert board.stop_asked() == (0, StopState.NONE, 0)
 
 
-def test_a_request_of_another_cell_is_not_withdrawn(board):
+@pytest.mark.parametrize("is_decided", [False, True])
+@pytest.mark.parametrize("running", [[], [CELL - 1], [CELL + 1, CELL - 1]])
+def test_a_request_lasts_as_long_as_its_cell(board, is_decided, running):
     stop = Stop(board)
     stop.withdraw()  # nothing was asked
+    stop.keep([])
     assert stop.ask(CELL, [0])
-    stop.withdraw(CELL - 1)
-    assert stop.is_open
-    stop.withdraw()
+    if is_decided:
+        stop.look()
+    asked = board.stop_asked()
+    stop.keep([CELL - 1, CELL])
+    assert stop.is_open != is_decided
+    assert board.stop_asked() == asked
+    stop.keep(running)
     assert not stop.is_open
     assert board.stop_asked() == (0, StopState.NONE, 0)
+    assert stop.ask(CELL, [0])  # and can be made again
