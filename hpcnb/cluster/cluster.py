@@ -7,13 +7,13 @@ import itertools
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from hpcnb.cluster import asking, check, leaving, machine, recovery, waiting
 from hpcnb.cluster.cell_run import CellRequest, CellRun, CellView
+from hpcnb.cluster.history import History
 from hpcnb.cluster.launchers import local
 from hpcnb.cluster.node import Node
 from hpcnb.cluster.result import CellResult
@@ -119,7 +119,7 @@ class Cluster:
         self._generation = 0
         self._is_broken = False  # groups must be built again before the next cell
         self._rejoining: waiting.Inbox | None = None
-        self._history: deque[CellResult] = deque(maxlen=_KEPT_CELLS)
+        self._history = History(_KEPT_CELLS, _KEPT_BYTES)
         self._client: ipp.Client | None = None
         self.start_stages: list[str] = []
 
@@ -420,17 +420,6 @@ class Cluster:
             yield pending
         self._conclude(pending.run, view)
 
-    def _remember(self, result: CellResult) -> None:
-        """Keep the result for ``timeline()``, as long as its spans and those of later cells fit."""
-        self._history.append(result)
-        num_bytes = 0
-        for index, each in enumerate(reversed(self._history)):
-            num_bytes += 0 if each.spans is None else sum(map(len, each.spans.records.values()))
-            if num_bytes > _KEPT_BYTES and index:
-                for _ in range(len(self._history) - index):
-                    self._history.popleft()
-                return
-
     def _recover_from(self, result: CellResult) -> list[str]:
         ended = RankSet(result.exits)
         if ended and (self._auto_restart or result.killed) and not self.busy & self.alive:
@@ -529,7 +518,7 @@ class Cluster:
             self._is_broken = True
             result.recovery = self._recover_from(result)
         self.last_result = result
-        self._remember(result)
+        self._history.append(result)
         if view is not None:
             view.finish(run, result)
         return result
