@@ -51,8 +51,12 @@ def output(ranks, *entries, cell=5):
     return m.Output(cell, [[RankSet(ranks), [list(entry) for entry in entries]]])
 
 
-def rank_exited(rank, *, status=-9, last_lines=(), was_in="", memory_mb=0.0, was_out_of_memory=False):
-    return m.RankExited(rank, 4242, status, list(last_lines), False, was_in, memory_mb, was_out_of_memory)
+def rank_exited(rank, **changes):
+    fields = {
+        "pid": 4242, "status": -9, "last_lines": [], "expected": False, "was_in": "", "last_operation": "",
+        "memory_mb": 0.0, "was_out_of_memory": False, **changes,
+    }  # fmt: skip
+    return m.RankExited(rank=rank, **fields)
 
 
 def finish(run):
@@ -148,13 +152,15 @@ def test_a_rich_value_is_shown_once(run):
 
 
 def test_a_rank_that_dies(run):
-    exited = rank_exited(1, last_lines=["last words"], was_in="all_reduce #1 (4 B)", memory_mb=20.0)
+    exited = rank_exited(
+        1, last_lines=["last words"], was_in="all_reduce #1 (4 B)", last_operation="barrier #3", memory_mb=20.0
+    )
     assert feed(run, exited) == []
     assert feed(run, rank_exited(3)) == []  # not in this cell
     assert feed(run, done(reply(0), reply(2))) == [watch.CellEnds(RankSet())]
     result = finish(run)
     assert result.exits == {1: -9}
-    assert result.exit_details == {1: RankExit(-9, ["last words"], "all_reduce #1 (4 B)", 20.0)}
+    assert result.exit_details == {1: RankExit(-9, ["last words"], "all_reduce #1 (4 B)", "barrier #3", 20.0)}
     assert result.is_broken
     assert run.watch.exited == RankSet([1])
     assert "rank 1 of 4 was ended by SIGKILL" in result.failure_text()

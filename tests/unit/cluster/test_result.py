@@ -243,8 +243,13 @@ def test_what_else_was_done_about_a_cell_is_told():
     ("exited", "words"),
     [
         (RankExit(-9, was_in=WAITED), f"was ended by SIGKILL while it waited in {WAITED}; its names are lost"),
+        (RankExit(-9, last_operation=WAITED), f"was ended by SIGKILL after {WAITED}; its names are lost"),
         (
-            RankExit(-9, ["last"], "", 12_345.6, was_out_of_memory=True),
+            RankExit(-9, was_in=WAITED, last_operation="barrier #1"),
+            f"was ended by SIGKILL while it waited in {WAITED}; its names are lost",
+        ),
+        (
+            RankExit(-9, ["last"], memory_mb=12_345.6, was_out_of_memory=True),
             "was killed: out of memory (12,346 MB resident when last seen); its names are lost\n      last",
         ),
         (
@@ -255,6 +260,19 @@ def test_what_else_was_done_about_a_cell_is_told():
 )
 def test_where_and_why_a_rank_ended(exited, words):
     assert result(**exits({2: exited})).failure_text() == f"rank 2 of 4 {words}"
+
+
+def test_a_lost_connection_is_explained_by_the_rank_that_ended():
+    lost = {
+        0: released("the connection to another rank is lost"),
+        1: released("the connection to another rank is lost"),
+    }
+    assert "and were released: the connection to another rank is lost" in result(errors=lost).failure_text()
+    text = result(errors=lost, **exits({2: RankExit(-9)})).failure_text()
+    assert text.split("\n\n") == [
+        "rank 2 of 4 was ended by SIGKILL; its names are lost",
+        f"ranks 0,1 were in  {WAITED}  for 1.0 s and were released",
+    ]
 
 
 def test_a_rank_that_was_ended_since_it_did_not_answer():

@@ -202,7 +202,7 @@ def ready(rank):
 
 
 def exited(rank, *, expected=False):
-    return m.RankExited(rank, 1, 1, ["ImportError: x", "bye"], expected, "", 0.0, False)
+    return m.RankExited(rank, 1, 1, ["ImportError: x", "bye"], expected, "", "", 0.0, False)
 
 
 def test_ranks_that_are_ready(clock):
