@@ -20,7 +20,7 @@ from hpcnb.cluster.result import CellResult
 from hpcnb.cluster.roster import Roster
 from hpcnb.core import lifecycle, replicas, watch
 from hpcnb.core import messages as m
-from hpcnb.core.errors import ClusterStateError, LaunchError, OptionError, TransferError
+from hpcnb.core.errors import CellFailed, ClusterStateError, LaunchError, OptionError, TransferError
 from hpcnb.core.launch import IDLE_TIMEOUT_S, AgentSpec, RunFolder
 from hpcnb.core.mesh import MeshSpec
 from hpcnb.core.ranks import RankSet
@@ -423,7 +423,10 @@ class Cluster:
     def _recover_from(self, result: CellResult) -> list[str]:
         ended = RankSet(result.exits)
         if ended and (self._auto_restart or result.killed) and not self.busy & self.alive:
-            restarted = recovery.restart(self, ended)
+            try:
+                restarted = recovery.restart(self, ended)
+            except (CellFailed, ClusterStateError, LaunchError) as error:
+                return [f"{ended.words()} could not be replaced; type  %hpc restart-rank  to try again\n{error}"]
             self._is_broken = False
             return [str(restarted)]
         is_done, words = recovery.mend(self)

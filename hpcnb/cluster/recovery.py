@@ -55,7 +55,7 @@ def mend(cluster: Cluster) -> tuple[bool, list[str]]:
     began_s = time.perf_counter()
     try:
         generation, notices = rebuild(cluster, alive, dead)
-    except CellFailed as error:
+    except (CellFailed, ClusterStateError) as error:  # a rank died meanwhile, or is interrupted
         return False, [f"process groups could not be built again; type  %hpc recover  to try once more\n{error}"]
     lines = [f"process groups built again (generation {generation}, {time.perf_counter() - began_s:.2f} s)"]
     if dead:
