@@ -26,6 +26,9 @@ __all__ = [
     "CellFailed",
     "CellResult",
     "Cluster",
+    "CollectiveAborted",
+    "CollectiveError",
+    "CollectiveMismatch",
     "HpcnbError",
     "Timeline",
     "attach",
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
     from hpcnb.cluster.attach import attach, clusters, stop_all
     from hpcnb.cluster.cluster import Cluster, current
     from hpcnb.cluster.result import CellResult
-    from hpcnb.core.errors import CellFailed, HpcnbError
+    from hpcnb.core.errors import CellFailed, CollectiveAborted, CollectiveError, CollectiveMismatch, HpcnbError
     from hpcnb.notebook.panel import panel
     from hpcnb.timing.timeline import Timeline
 
@@ -55,6 +58,9 @@ _WHERE = {
     "current": "hpcnb.cluster.cluster",
     "CellResult": "hpcnb.cluster.result",
     "CellFailed": "hpcnb.core.errors",
+    "CollectiveAborted": "hpcnb.core.errors",
+    "CollectiveError": "hpcnb.core.errors",
+    "CollectiveMismatch": "hpcnb.core.errors",
     "HpcnbError": "hpcnb.core.errors",
     "Timeline": "hpcnb.timing.timeline",
     "panel": "hpcnb.notebook.panel",

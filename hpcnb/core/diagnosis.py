@@ -245,7 +245,15 @@ def _absences(stuck: Iterable[int], missing: Mapping[int, RankSet], absent: Mapp
     for peer in _all(missing[rank] for rank in stuck):
         if absent[peer]:
             how.setdefault(absent[peer], []).append(peer)
-    return [f"{RankSet(peers).words()} {words}" for words, peers in how.items()]
+    return [f"{RankSet(peers).words()} {_plural(words) if len(peers) > 1 else words}" for words, peers in how.items()]
+
+
+def _plural(words: str) -> str:
+    """``was ended by SIGKILL`` of several ranks."""
+    for one, many in (("was ", "were "), ("does ", "do ")):
+        if words.startswith(one):
+            return many + words.removeprefix(one)
+    return words
 
 
 def _differences(

@@ -29,6 +29,8 @@ _SETTLE_S = 0.3
 
 def _footer(result: CellResult) -> list[str]:
     lines = [f"{markup.label(ranks)} {notice}" for notice, ranks in result.notices.items()]
+    if result.ok:  # else the error tells
+        lines += [*result.explanations, *result.recovery]
     if result.floods:
         paths = sorted(result.floods.values())
         where = paths[0] if len(paths) == 1 else f"{paths[0]} ... ({len(paths)} files, one per rank)"
