@@ -9,7 +9,8 @@ import pytest
 import hpcnb
 
 NAMES = [
-    "CellFailed", "CellResult", "Cluster", "HpcnbError", "Timeline", "attach", "clusters", "current",
+    "CellFailed", "CellResult", "Cluster", "CollectiveAborted", "CollectiveError", "CollectiveMismatch", "HpcnbError",
+    "Timeline", "attach", "clusters", "current",
     "load_ipython_extension", "panel", "stop_all", "unload_ipython_extension",
 ]  # fmt: skip
 
