@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ from hpcnb.engine.process_group import BACKEND, HpcnbProcessGroup
 if TYPE_CHECKING:
     from hpcnb.engine.guard import Guard
     from hpcnb.engine.recorder import Recorder
+
+#: Waits whose connections have been shut end within so long, unless gloo has forgotten them; looked at so often.
+_FORGOTTEN_S, _LOOK_S = 1.0, 0.02
 
 __all__ = ["list_groups", "make_groups", "moved_bytes", "rebuild_groups", "register", "release_groups"]
 
@@ -55,11 +59,20 @@ def release_groups() -> Callable[[], None]:
     ports = frozenset().union(*(group.ports for group in groups))
     accelerated = [inner for group in groups for inner in group.accelerated()]
 
+    recorder = HpcnbProcessGroup.recorder
+
     def release() -> None:
         sockets.quiesce(ports)
         sockets.shut(ports)
         for inner in accelerated:
             devices.abort(inner)
+        # gloo has forgotten an operation whose message was half sent when a rank died; its thread waits on, and DDP in C++
+        # with it, for a future that only we can complete
+        deadline_s = time.monotonic() + _FORGOTTEN_S
+        while recorder.waits_for_futures() and time.monotonic() < deadline_s:
+            time.sleep(_LOOK_S)
+        if HpcnbProcessGroup.guard.broken and recorder.waits_for_futures():
+            recorder.abandon_futures()
 
     return release
 

@@ -107,6 +107,7 @@ def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder, memory: mmap.mm
         enable_nanny=False,  # a second process per rank; the agent does its work
         max_heartbeat_misses=0,  # the agent tells when the cluster ends
         wait_for_url_file=60.0,
+        timeout=60.0,  # for the answer to the registration: 5 s are not enough on a busy machine
         log_level=logging.ERROR,
     )
     profile = spec.controller_profile or str(folder.profile)

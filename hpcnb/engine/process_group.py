@@ -343,7 +343,7 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         return -1
 
 
-def _on_backward_end(recorder: Recorder, backward: Backward) -> None:
+def _on_backward_end(recorder: Recorder, guard: Guard, backward: Backward) -> None:
     """Tell the recorder when gradients are computed, and when DDP, which waits right after that, is done waiting.
 
     The engine runs callbacks in the order they were queued, also those queued by callbacks: ours, DDP's, ours.
@@ -352,7 +352,12 @@ def _on_backward_end(recorder: Recorder, backward: Backward) -> None:
 
     def computed() -> None:
         recorder.backward_ended(backward)
-        queue(recorder.backward_settled)
+        queue(settled)
+
+    def settled() -> None:
+        recorder.backward_settled()
+        if backward.is_abandoned:  # DDP went on with gradients that nobody has reduced
+            raise guard.error(*recorder.last_wait())
 
     queue(computed)
 
@@ -408,13 +413,14 @@ def _collective(method: str, name: str, payload: int) -> Callable[..., Any]:
             backward, is_new = recorder.backward(task)
             operation.backward = backward
             if is_new:
-                _on_backward_end(recorder, backward)
+                _on_backward_end(recorder, self.guard, backward)
         inner = self._hand_over(operation, method, args, kwargs)
         if inner is None:
             return None
         in_slices = not self._has_accelerator or (bool(tensors) and tensors[0].device.type == "cpu")
         work = RecordedWork(inner, operation, recorder, self.guard, in_slices=in_slices)
         if flags & Flag.ASYNC:
+            work.tensors = tensors
             recorder.opened(operation)
             if operation.backward is None or not recorder.is_last_bucket(operation.backward):
                 work.watch()

@@ -73,6 +73,7 @@ class Operation:
     stamp: int = 0  # on the board
     channel: Channel | None = None
     is_done: Callable[[], bool] | None = None  # asks the backend; where there is a future
+    abandon: Callable[[], None] | None = None  # completes that future, whatever the backend does
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +91,7 @@ class Backward:
     num_issued: int = 0
     operations: set[Operation] = field(default_factory=set)  # waited for through futures, and not over
     last: list[Operation] = field(default_factory=list)  # the operation whose end DDP waits for
+    is_abandoned: bool = False  # gradients are not what they should be: the backward pass must raise
 
 
 class Recorder:
@@ -293,6 +295,25 @@ class Recorder:
         if operation.backward is not None:
             operation.backward.operations.add(operation)
 
+    def abandon_futures(self) -> bool:
+        """Complete what DDP waits for in C++ although the backend does not; whether there was anything.
+
+        From any thread. A backend that completes the same future later ends the process, so this is for operations
+        that it has forgotten.
+        """
+        backward = self._backward
+        waiting = [] if backward is None else [each for each in list(backward.operations) if not _is_over(each)]
+        for operation in waiting:
+            if backward is not None and operation.abandon is not None:
+                backward.is_abandoned = True
+                operation.abandon()
+        return bool(waiting)
+
+    def waits_for_futures(self) -> bool:
+        """Whether DDP waits in C++ for something that is not over."""
+        backward = self._backward
+        return backward is not None and not all(_is_over(each) for each in list(backward.operations))
+
     def _settle(self) -> None:
         """The main thread runs Python again: what DDP has waited for is over, though its callback may be late.
 
@@ -356,3 +377,7 @@ class Recorder:
             operation.num_bytes, operation.start_ns, operation.end_ns, operation.wait_start_ns,
             operation.wait_end_ns, 0,
         )  # fmt: skip
+
+
+def _is_over(operation: Operation) -> bool:
+    return operation.is_done is None or operation.is_done()

@@ -49,6 +49,7 @@ class RecordedWork(dist.Work):
         self._guard = guard
         self._in_slices = in_slices
         self._watched = False
+        self.tensors: list[torch.Tensor] = []  #: What the future holds when it is over, where somebody may take it.
 
     def wait(self, *timeout: Any) -> bool:
         recorder, operation = self._recorder, self._operation
@@ -99,6 +100,8 @@ class RecordedWork(dist.Work):
         self._recorder.waited_through_future(self._operation)
         future = self._inner.get_future()
         self._operation.is_done = future.done
+        tensors = self.tensors
+        self._operation.abandon = lambda: future.set_result(tensors)
         return future
 
     def getFuture(self) -> torch.futures.Future[Any]:  # noqa: N802 - the name C++ looks for
