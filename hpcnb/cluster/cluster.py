@@ -292,7 +292,8 @@ class Cluster:
             self._numbers = itertools.count(max(next(self._numbers), message.last_cell + 1))
         elif isinstance(message, m.CellBegan):  # of another notebook: its number is taken
             self._numbers = itertools.count(max(next(self._numbers), message.cell + 1))
-        self._inbox.put(message)
+        if self._run_lock.locked() or self._state.phase == "starting":  # else nobody takes it
+            self._inbox.put(message)
         if self._rejoining is not None:
             self._rejoining.put(message)
 
@@ -467,10 +468,17 @@ class Cluster:
     # --- what recovery needs --------------------------------------------------------------------------------
 
     def serve(
-        self, make: Callable[[int, RankSet], m.Message], ranks: RankSet, *, label: str, timeout_s: float
+        self,
+        make: Callable[[int, RankSet], m.Message],
+        ranks: RankSet,
+        *,
+        label: str,
+        timeout_s: float,
+        needs: RankSet | None = None,
     ) -> CellResult:
-        """Send a message of our own to ranks and wait; it is in no history."""
+        """Send a message of our own to ranks and wait; it is in no history. Given up if one of ``needs`` ends."""
         with self._on_ranks(make, ranks, timeout_s=timeout_s, label=label) as pending:
+            pending.needs = needs or RankSet()
             pending.wait()
         return pending.result
 
@@ -582,13 +590,13 @@ class Cluster:
         """Build the process groups of all ranks again, under a new generation; returns its number.
 
         Objects that hold a group (meshes, wrappers) go on working. All ranks must be idle. It is done by itself
-        after a cell that broke them.
+        after a cell that broke them. Groups with dead ranks wait for ``restart_rank``.
 
         Raises:
             ClusterStateError: A rank is dead or busy.
             CellFailed: Building failed on a rank.
         """
-        generation, _ = recovery.rebuild(self, RankSet.all(self.world_size), RankSet())
+        generation, _ = recovery.rebuild(self, self._roster.alive, self._roster.dead)
         self._is_broken = False
         return generation
 
@@ -608,9 +616,11 @@ class Cluster:
             ClusterStateError: Another rank is busy.
             LaunchError: A new rank ended before it was ready.
         """
-        restarted = recovery.restart(self, RankSet(ranks) if ranks else self._roster.dead)
-        self._is_broken = bool(self._roster.dead)
-        return restarted
+        chosen = RankSet(ranks) if ranks else self._roster.dead
+        try:
+            return recovery.restart(self, chosen)
+        finally:
+            self._is_broken = bool(self._roster.dead & chosen)
 
     def debug(self, rank: int, *, ask: Callable[[str], str] | None = None, view: CellView | None = None) -> CellResult:
         """Open pdb on the last failure of a rank, at its innermost frame; returns when it has been left.

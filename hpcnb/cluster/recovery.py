@@ -37,7 +37,7 @@ def rebuild(cluster: Cluster, ranks: RankSet, dead: RankSet) -> tuple[int, list[
     """
     generation = cluster.next_generation()
     result = cluster.serve(
-        lambda cell, on: m.Rebuild(cell, on, generation, dead), ranks, label="recover", timeout_s=_REBUILD_S
+        lambda cell, on: m.Rebuild(cell, on, generation, dead, RankSet()), ranks, label="recover", timeout_s=_REBUILD_S
     )
     result.raise_for_errors()
     return generation, [f"{noticing.words()}: {notice}" for notice, noticing in result.notices.items()]
@@ -126,10 +126,13 @@ def restart(cluster: Cluster, ranks: RankSet) -> Restarted:
     with cluster.rejoining(ranks) as inbox:
         cluster.tell(m.RestartRanks(ranks, generation, [list(group) for group in made], num_groups))
         if others:
-            cluster.serve(
-                lambda cell, on: m.Rebuild(cell, on, generation, dead), others, label="recover", timeout_s=_RESTART_S
-            ).raise_for_errors()
+            result = cluster.serve(
+                lambda cell, on: m.Rebuild(cell, on, generation, dead, ranks), others, label="recover",
+                timeout_s=_RESTART_S, needs=ranks,
+            )  # fmt: skip
         waiting.await_ranks(inbox, ranks, timeout_s=_RESTART_S)
+        if others:
+            result.raise_for_errors()
     took_s = time.perf_counter() - began_s
     replayed, failed = _replay(cluster, ranks)
     return Restarted(ranks, took_s, tuple(replayed), failed, _lost(cluster, others, ranks))

@@ -20,12 +20,14 @@ class Roster:
         self._world_size = world_size
         self._ready: dict[int, m.RankReady] = {}
         self._exited: dict[int, m.RankExited] = {}
+        self._joining: set[int] = set()  # whose process is being replaced
         self._busy: dict[int, int] = {}  # ranks that have not answered: the cell
 
     def clear(self) -> None:
         """The cluster starts anew."""
         self._ready.clear()
         self._exited.clear()
+        self._joining.clear()
         self._busy.clear()
 
     @property
@@ -36,7 +38,7 @@ class Roster:
     @property
     def dead(self) -> RankSet:
         """Ranks whose process ended."""
-        return RankSet(list(self._exited))  # a copy: the link thread changes it
+        return RankSet([*self._exited, *self._joining])  # a copy: the link thread changes it
 
     @property
     def busy(self) -> RankSet:
@@ -53,6 +55,7 @@ class Roster:
             case m.RankReady():
                 self._ready[message.rank] = message
                 self._exited.pop(message.rank, None)
+                self._joining.discard(message.rank)
             case m.RankExited() if not message.expected:
                 self._exited[message.rank] = message
                 self._busy.pop(message.rank, None)
@@ -80,11 +83,13 @@ class Roster:
         """Their processes are being replaced."""
         for rank in ranks:
             self._busy.pop(rank, None)
+            self._joining.add(rank)  # dead until it is ready, however the replacement goes
 
     def check(self, ranks: RankSet) -> None:
         """Raise ClusterStateError if one of these ranks is dead or busy."""
         if dead := self.dead & ranks:
-            status = self._exited[dead.first()].status
+            exited = self._exited.get(dead.first())
+            status = 0 if exited is None else exited.status
             how = f"signal {-status}" if status < 0 else f"status {status}"
             if len(self.dead) == self._world_size:
                 msg = f"all ranks have ended ({how}); replace them:  %hpc restart-rank"

@@ -200,6 +200,7 @@ class CellWait:
         self._node = node
         self._inbox = inbox
         self._view = view
+        self.needs = RankSet()  #: Ranks outside the cell that it cannot do without.
         self._deadline_s = float("inf") if timeout_s is None else time.monotonic() + timeout_s
         self._asker = asking.Asker(run, node, inbox, view)
 
@@ -235,6 +236,8 @@ class CellWait:
             actions = self.run.feed(message) if isinstance(message, m.Message) else self.run.tell(message)
         self._deadline_s += self._asker.step(message)  # who waits for a person does not use up the cell's time
         now_s = time.monotonic()
+        if isinstance(message, m.RankExited) and message.rank in self.needs and not message.expected:
+            self._deadline_s = float("-inf")  # it waits for that rank
         if now_s > self._deadline_s:
             self._deadline_s = float("inf")
             actions += self.run.tell(watch.TimedOut(now_s))
@@ -260,7 +263,7 @@ class CellWait:
                     self.run.wants_stacks |= ranks
                 send(m.LookAt(cell, ranks))
             case watch.EndRanks(ranks, reason):
-                send(m.EndRanks(ranks, reason))
+                send(m.EndRanks(cell, ranks, reason))
             case _:
                 pass  # said or ended, which the run knows
 

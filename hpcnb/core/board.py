@@ -49,21 +49,19 @@ HISTORY = 64
 NUM_CHANNELS = 256
 
 _RING_BYTES = ring_bytes(NUM_SLOTS)
-#: activity, waits at a boundary, is in a loop with boundaries, channels are full; cell, boundary reached, passed
-_ACTIVITY = struct.Struct("<BBBxIII")
+#: words: activity and flags, cell, boundary reached, passed
+_ACTIVITY_WORDS = 4
+_WAITS, _IN_LOOP = 1 << 8, 1 << 9
 _ACTIVITY_BYTES = 64
 _CHANNELS_AT = _RING_BYTES + _ACTIVITY_BYTES
 #: key, newest stamp
 _CHANNEL = struct.Struct("<QQ")
-_STAMP = struct.Struct("<Q")
 #: stamp, signature, line, string of its source, string that describes the operation
 _ENTRY = struct.Struct("<QIIHH4x")
 _CHECK = struct.Struct("<QI")
 _CHANNEL_BYTES = _CHANNEL.size + HISTORY * _ENTRY.size
 _REGION_BYTES = -(-(_CHANNELS_AT + NUM_CHANNELS * _CHANNEL_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
 _HEAD_BYTES = mmap.PAGESIZE
-#: cell, state (see StopState), boundary to stop at
-_STOP = struct.Struct("<III")
 _NUMBER_BITS = 40
 
 
@@ -141,6 +139,9 @@ class Board:
 
     def __init__(self, memory: mmap.mmap, first_rank: int) -> None:
         self._view = memoryview(memory)
+        # what is read while it is written is written word by word: struct packs byte by byte
+        self._stop = self._view[:12].cast("I")  # boundary to stop at, state, cell
+        self._activities: dict[int, memoryview] = {}
         self._first_rank = first_rank
         self.num_ranks = (len(memory) - _HEAD_BYTES) // _REGION_BYTES
 
@@ -170,25 +171,31 @@ class Board:
 
     def activity(self, rank: int) -> ActivityState:
         """What the rank says of itself."""
-        activity, waits, in_loop, cell, reached, passed = _ACTIVITY.unpack_from(self._region(rank), _RING_BYTES)
-        return ActivityState(activity, bool(waits), bool(in_loop), cell, reached, passed)
+        flags, cell, reached, passed = self._activity(rank)
+        return ActivityState(flags & 0xFF, bool(flags & _WAITS), bool(flags & _IN_LOOP), cell, reached, passed)
+
+    def _activity(self, rank: int) -> memoryview:
+        if (words := self._activities.get(rank)) is None:
+            memory = self._region(rank)[_RING_BYTES : _RING_BYTES + 4 * _ACTIVITY_WORDS]
+            words = self._activities[rank] = memory.cast("I")
+        return words
 
     def tell_activity(self, rank: int, state: ActivityState) -> None:
         """Say what this rank does; only the rank itself does so."""
-        _ACTIVITY.pack_into(
-            self._region(rank), _RING_BYTES, state.activity, state.waits_at_boundary, state.in_loop, state.cell,
-            state.reached, state.passed,
-        )  # fmt: skip
+        words = self._activity(rank)
+        words[1], words[2], words[3] = state.cell, state.reached, state.passed
+        words[0] = state.activity | _WAITS * state.waits_at_boundary | _IN_LOOP * state.in_loop
 
     # --- the request to stop at a boundary ------------------------------------------------------------------
 
     def ask_stop(self, cell: int, state: StopState, boundary: int = 0) -> None:
         """Agent: ask the ranks of a cell to stop at a boundary; ``boundary`` once it is decided."""
-        _STOP.pack_into(self._view, 0, cell, state, boundary)
+        self._stop[0], self._stop[1], self._stop[2] = boundary, state, cell
 
     def stop_asked(self) -> tuple[int, int, int]:
         """Cell, state and boundary of the request."""
-        return _STOP.unpack_from(self._view, 0)
+        boundary, state, cell = self._stop
+        return cell, state, boundary
 
 
 class ChannelWriter:
@@ -200,6 +207,7 @@ class ChannelWriter:
 
     def __init__(self, memory: memoryview) -> None:
         self._memory = memory
+        self._words = memory.cast("Q")
         self._num = 0
 
     def open(self, key: int) -> int:
@@ -215,13 +223,13 @@ class ChannelWriter:
         """Say that this operation is about to be issued: signature, line, source, description."""
         entry = at + _CHANNEL.size + stamped % HISTORY * _ENTRY.size
         _ENTRY.pack_into(self._memory, entry, stamped, *issued)
-        # the entry first: who sees the stamp finds the entry (stores are ordered on x86; on other processors the
-        # interpreter's own locks order them)
-        _STAMP.pack_into(self._memory, at + 8, stamped)
+        # the entry first, then the stamp in one store: who sees the stamp finds the entry (stores are ordered on x86;
+        # on other processors the interpreter's own locks order them)
+        self._words[(at + 8) // 8] = stamped
 
     def withdraw(self, at: int, stamped: int) -> None:
         """It was refused before it was issued."""
-        _STAMP.pack_into(self._memory, at + 8, stamped - 1)
+        self._words[(at + 8) // 8] = stamped - 1
 
 
 class ChannelReader:
@@ -233,11 +241,12 @@ class ChannelReader:
 
     def __init__(self, memory: memoryview) -> None:
         self._memory = memory
+        self._words = memory.cast("Q")
 
     def find(self, key: int) -> int:
         """Offset of the channel; -1 while the rank has not used it."""
         for at in range(0, NUM_CHANNELS * _CHANNEL_BYTES, _CHANNEL_BYTES):
-            (found,) = _STAMP.unpack_from(self._memory, at)
+            found = self._words[at // 8]
             if found == key:
                 return at
             if not found:
@@ -247,11 +256,11 @@ class ChannelReader:
     @property
     def full(self) -> bool:
         """Whether the rank may use channels that are not watched."""
-        return bool(_STAMP.unpack_from(self._memory, (NUM_CHANNELS - 1) * _CHANNEL_BYTES)[0])
+        return bool(self._words[(NUM_CHANNELS - 1) * _CHANNEL_BYTES // 8])
 
     def newest(self, at: int) -> int:
         """Stamp of the newest operation; 0 if none."""
-        return int(_STAMP.unpack_from(self._memory, at + 8)[0])
+        return int(self._words[(at + 8) // 8])
 
     def signature(self, at: int, stamped: int) -> int | None:
         """Signature of an operation that has been issued; None if it is too old to be looked up."""

@@ -17,6 +17,9 @@ from hpcnb.core.ranks import RankSet
 __all__ = ["Diagnosis", "Hang", "Inside", "Issues", "RankFacts", "diagnose"]
 
 
+_ABSENT = "does not run this cell"
+
+
 @dataclass(frozen=True)
 class Inside:
     """The operation that a rank's main thread waits in.
@@ -92,11 +95,13 @@ class Hang:
         ranks: Who waits.
         causes: Why, in words.
         is_mismatch: Ranks called different operations.
+        is_of_absent: They wait for a rank that does not run this cell now.
     """
 
     ranks: RankSet
     causes: tuple[str, ...]
     is_mismatch: bool = False
+    is_of_absent: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,7 +176,8 @@ def diagnose(facts: Mapping[int, RankFacts], cell: int, ranks: RankSet, gone: Ma
         causes = [*_differences(together, inside, differing, facts), *_absences(together, missing, absent)]
         if not causes:
             causes = [_circle(together, inside, missing)]
-        hangs.append(Hang(RankSet(together), tuple(causes), any(differing[rank] for rank in together)))
+        of_absent = any(absent[peer] == _ABSENT for rank in together for peer in missing[rank])
+        hangs.append(Hang(RankSet(together), tuple(causes), any(differing[rank] for rank in together), of_absent))
     waiting = {rank: each for rank, each in inside.items() if rank not in stuck}
     return Diagnosis(
         tuple(hangs),
@@ -236,7 +242,7 @@ def _absence(rank: int, facts: Mapping[int, RankFacts], ranks: RankSet, gone: Ma
     if rank in gone:
         return gone[rank]
     if rank not in ranks and rank in facts and facts[rank].activity == Activity.IDLE:
-        return "does not run this cell"
+        return _ABSENT
     return ""
 
 

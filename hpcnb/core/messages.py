@@ -312,8 +312,9 @@ class Continue(Message):
 
 @_message
 class EndRanks(Message):
-    """SIGKILL to these ranks, which do not answer."""
+    """SIGKILL to these ranks, which do not answer this cell."""
 
+    cell: int
     ranks: RankSet
     reason: str
 
@@ -369,6 +370,7 @@ class Rebuild(Message):
     ranks: RankSet
     generation: int
     dead: RankSet
+    new: RankSet  # processes that join; they make the groups that have a number for a name
 
 
 @_message
@@ -617,8 +619,9 @@ class InterruptCell(Message):
 
 @_message
 class ReleaseRank(Message):
-    """For a rank's link thread: let the main thread go from the communication it waits in."""
+    """For a rank's link thread: let the main thread go from the communication that it waits in, in this cell."""
 
+    cell: int
     reason: str
     mismatch: bool
 

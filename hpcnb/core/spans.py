@@ -124,7 +124,6 @@ class SpanRecord(NamedTuple):
 
 _MAGIC = b"hpcnbR1\0"
 _HEADER = struct.Struct("<8sIIQ")
-_WRITTEN = struct.Struct("<Q")
 _WRITTEN_AT = 16
 _STATE_AT = 64
 #: in a collective (1) or not (0), strings of its name and its group, sequence, line, source, bytes, since_ns; then what
@@ -177,6 +176,7 @@ class RingWriter:
         self._strings: dict[str, int] = {}
         self._strings_used = 0
         _HEADER.pack_into(memory, 0, _MAGIC, 1, num_slots, 0)
+        self._counter = memoryview(memory)[_WRITTEN_AT : _WRITTEN_AT + 8].cast("Q")
         self.intern("")
 
     def intern(self, text: str) -> int:
@@ -207,9 +207,9 @@ class RingWriter:
         with self._lock:
             SPAN.pack_into(self._memory, HEADER_BYTES + self._written % self._num_slots * SPAN.size, *record)
             self._written += 1
-            # the reader looks at this count first, so it never sees half a record (stores are ordered on x86;
-            # on other processors the interpreter's own locks order them)
-            _WRITTEN.pack_into(self._memory, _WRITTEN_AT, self._written)
+            # in one store, after the record: the reader looks at this count first, so it never sees half a record
+            # (stores are ordered on x86; on other processors the interpreter's own locks order them)
+            self._counter[0] = self._written
 
     def enter_communication(self, *state: int) -> None:
         """Say that the main thread is now inside this operation.
@@ -219,7 +219,8 @@ class RingWriter:
                 and peer as on the board.
         """
         name, group, *rest = state
-        _STATE.pack_into(self._memory, _STATE_AT, 1, name, group, 0, *rest)
+        _STATE.pack_into(self._memory, _STATE_AT, 0, name, group, 0, *rest)
+        self._memory[_STATE_AT] = 1  # last: who reads half of it reads that there is none
 
     def leave_communication(self) -> None:
         """Say that the main thread is out of it."""
@@ -243,19 +244,20 @@ class RingReader:
             msg = f"not a span ring: magic {magic!r}, version {version}, {len(memory)} bytes"
             raise ValueError(msg)
         self._memory = memory
+        self._counter = memoryview(memory)[_WRITTEN_AT : _WRITTEN_AT + 8].cast("Q")
         self._read = 0
         self._strings: list[str] = []
         self._strings_at = 0
 
     def drain(self) -> tuple[bytes, int]:
         """New records, concatenated, oldest first; and how many were overwritten before they were read."""
-        (written,) = _WRITTEN.unpack_from(self._memory, _WRITTEN_AT)
-        if written == self._read:
+        written = self._counter[0]
+        if written <= self._read:
             return b"", 0
         first = max(self._read, written - self._num_slots)
         records = self._copy(first, written)
         # the writer may have gone on: what it has filled meanwhile, and the slot it fills now, are not ours
-        (now,) = _WRITTEN.unpack_from(self._memory, _WRITTEN_AT)
+        now = self._counter[0]
         safe = min(max(first, now - self._num_slots + 1), written)
         lost, self._read = safe - self._read, written
         return records[(safe - first) * SPAN.size :], lost
@@ -282,4 +284,5 @@ class RingReader:
         """What the rank's main thread is doing now."""
         inside, name, group, _, sequence, line, source, *rest = _STATE.unpack_from(self._memory, _STATE_AT)
         strings = self.strings()
-        return RankState(bool(inside), strings[name], strings[group], sequence, line, strings[source], *rest)
+        names = [strings[number] if number < len(strings) else "" for number in (name, group, source)]
+        return RankState(bool(inside), names[0], names[1], sequence, line, names[2], *rest)

@@ -311,6 +311,8 @@ def _looked(watch: Watch, event: Looked) -> tuple[Watch, list[Action]]:
         inside = {rank: each for rank in hang.ranks if (each := event.facts[rank].inside) is not None}
         # they wait in vain since the last of them waits, and since the last one left who might have come
         since_s = max(watch.left_s, *(at_s - each.age_s for each in inside.values()))
+        if hang.is_of_absent:  # idle at this look, and perhaps not at the next
+            since_s = at_s
         for rank, each in inside.items():
             where = (rank, each.key, each.stamp)
             stuck_since.append((*where, before.get(where, since_s)))
@@ -329,7 +331,13 @@ def _looked(watch: Watch, event: Looked) -> tuple[Watch, list[Action]]:
             actions = [*actions, Say(reason), ReleaseRanks(hang.ranks, reason, mismatch)]
     if diagnosis.hangs:
         return watch, actions
-    still = RankSet(rank for rank, _, since_s in watch.moved if at_s - since_s >= _STALL_S)
+    still = RankSet(
+        rank
+        for rank, _, since_s in watch.moved
+        if (fact := event.facts.get(rank)) is not None
+        and fact.inside is not None
+        and min(at_s - since_s, fact.inside.age_s) >= _STALL_S
+    )
     if (stalled := diagnosis.orphans & still) and watch.grace_s != float("inf"):
         left = ", ".join(f"rank {rank} {how}" for rank, how in watch.gone)
         reason = f"nothing has moved for {_STALL_S:.0f} s; {left}"
@@ -371,9 +379,13 @@ def _report(watch: Watch, event: Looked, diagnosis: Diagnosis) -> tuple[str, ...
         return ()
     places = dict(watch.places)
     where = [f"rank {rank} {places[rank]}" for rank in diagnosis.awaited & watch.running if rank in places]
-    since = [since_s for rank, _, since_s in watch.moved if rank in diagnosis.transfers]
-    if since and event.at_s - max(since) > _STALL_S:
-        where.append(f"nothing has moved between these ranks for {event.at_s - max(since):.0f} s")
+    still_s = [
+        min(event.at_s - since_s, fact.inside.age_s)
+        for rank, _, since_s in watch.moved
+        if rank in diagnosis.transfers and (fact := event.facts[rank]).inside is not None
+    ]
+    if still_s and min(still_s) > _STALL_S:
+        where.append(f"nothing has moved between these ranks for {min(still_s):.0f} s")
     return (*diagnosis.waits[:6], *where[:4])
 
 

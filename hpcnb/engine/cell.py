@@ -286,7 +286,7 @@ class CellRunner:
         return outcome
 
     def _rebuild(self, message: Rebuild) -> _Outcome:
-        count = groups.rebuild_groups(message.generation, message.dead)
+        count = groups.rebuild_groups(message.generation, message.dead, message.new)
         # on all ranks, also on one that was not released: wrappers must agree on where they are
         notices = wrappers.make_ready(self._shell.user_ns)
         return _Outcome(text=str(count), has_value=True, notices=tuple(notices))

@@ -37,6 +37,7 @@ class Control:
         guard: Of this rank.
         interrupts: Of this rank.
         prompter: Of this rank.
+        current_cell: Number of the cell that runs; 0 if none.
         end: Ends the rank.
     """
 
@@ -48,6 +49,7 @@ class Control:
         interrupts: Interrupts,
         prompter: Prompter,
         *,
+        current_cell: Callable[[], int],
         end: Callable[[], None],
     ) -> None:
         self._rank = rank
@@ -55,6 +57,7 @@ class Control:
         self._guard = guard
         self._interrupts = interrupts
         self._prompter = prompter
+        self._current_cell = current_cell
         self._end = end
         self._main_thread = threading.main_thread().ident or 0
 
@@ -65,6 +68,8 @@ class Control:
         elif isinstance(message, InputReply):
             self._prompter.answer(message)
         elif isinstance(message, ReleaseRank):
+            if self._current_cell() != message.cell:
+                return  # it has come out meanwhile
             release = groups.release_groups()
             self._guard.break_groups(message.reason, mismatch=message.mismatch)
             # this takes up to a second, and the rank must go on answering

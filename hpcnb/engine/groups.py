@@ -66,8 +66,8 @@ def release_groups() -> Callable[[], None]:
         sockets.shut(ports)
         for inner in accelerated:
             devices.abort(inner)
-        # gloo has forgotten an operation whose message was half sent when a rank died; its thread waits on, and DDP in C++
-        # with it, for a future that only we can complete
+        # gloo has forgotten an operation whose message was half sent when a rank died; its thread waits on, and DDP in
+        # C++ with it, for a future that only we can complete
         deadline_s = time.monotonic() + _FORGOTTEN_S
         while recorder.waits_for_futures() and time.monotonic() < deadline_s:
             time.sleep(_LOOK_S)
@@ -103,12 +103,13 @@ def make_groups(groups: list[tuple[str, list[int]]], num_groups: int, rank: int)
     c10d._world.group_count = max(num_groups, c10d._world.group_count)
 
 
-def rebuild_groups(generation: int, dead: RankSet) -> int:
+def rebuild_groups(generation: int, dead: RankSet, new: RankSet) -> int:
     """Replace the connections of all living groups of this rank, in the order they were made.
 
     Args:
         generation: The new one.
         dead: Ranks that have no process; groups with one of them cannot be used until it is back.
+        new: Ranks whose process is new; groups that it cannot have made stay without connections.
 
     Ranks: collective over all ranks; returns the number of groups that were rebuilt.
     Blocks: until all ranks of each group are there.
@@ -122,7 +123,7 @@ def rebuild_groups(generation: int, dead: RankSet) -> int:
     groups: list[HpcnbProcessGroup] = _living()
     before: list[Any] = []
     try:
-        before.extend(group.rebuild(dead) for group in groups)
+        before.extend(group.rebuild(dead, new) for group in groups)
     except BaseException as error:
         guard.break_groups(f"building groups again failed: {error}")
         raise

@@ -43,7 +43,11 @@ _AHEAD = HISTORY - 8
 _AHEAD_S = 1.0
 _AHEAD_PAUSE_S = 0.0005
 #: How gloo and the kernel say that the other side is gone.
+_GLOO = re.compile(r"gloo/transport")
 _LOST = re.compile(r"gloo/transport|[Cc]onnection (closed|reset|refused)|Broken pipe|Socket (closed|is not connected)")
+
+#: So many different shapes are told in words; more would fill the table that all names share.
+_MOST_SHAPES = 300
 
 #: What an operation is, as numbers: for comparison, and its words in the string table.
 Signature = tuple[int, int]
@@ -90,6 +94,7 @@ class Guard:
         self._own = ChannelWriter(board.channels(rank))
         self._channels: dict[int, Channel] = {}
         self._signatures: dict[object, Signature] = {}
+        self._shapes: set[tuple[str, ...]] = set()
 
     # --- channels -------------------------------------------------------------------------------------------
 
@@ -144,6 +149,10 @@ class Guard:
         sizes = [f"{str(tensor.dtype).removeprefix('torch.')}[{tensor.numel()}]" for tensor in tensors]
         shapes = [f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for tensor in tensors]
         shown = shapes[:3] + ([f"... {len(shapes)} tensors"] if len(shapes) > 3 else [])
+        if len(self._shapes) >= _MOST_SHAPES and (name, *shapes) not in self._shapes:
+            shown = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})  # strings have little room
+        elif len(self._shapes) < _MOST_SHAPES:
+            self._shapes.add((name, *shapes))
         words = f"{name}({', '.join([*shown, *map(str, details)])})"
         known = crc32("|".join([name, *sizes, *map(str, details)]).encode()), self._ring.intern(words)
         if len(self._signatures) > 4096:  # shapes that never repeat: forget them all
@@ -155,8 +164,10 @@ class Guard:
         """The same for what one rank sends to another within an all_to_all."""
         key = ("part", dtype, num_elements)
         if (known := self._signatures.get(key)) is None:
-            words = f"part of an all_to_all: {str(dtype).removeprefix('torch.')}[{num_elements}]"
-            known = self._signatures[key] = crc32(words.encode()), self._ring.intern(words)
+            words = f"part of an all_to_all: {str(dtype).removeprefix('torch.')}"
+            known = crc32(f"{words} {num_elements}".encode()), self._ring.intern(words)
+            if len(self._signatures) <= 4096:
+                self._signatures[key] = known
         return known
 
     def issue(self, channel: Channel, signature: Signature, line: int, source: int) -> int:
@@ -277,7 +288,7 @@ class Guard:
             if in_wait:  # what is given up is half done
                 self.break_groups(f"a wait was given up ({type(error).__name__})")
             return error
-        if _LOST.search(str(error)):
+        if (_LOST if in_wait else _GLOO).search(str(error)):
             self.break_groups("it timed out" if "imed out" in str(error) else "the connection to another rank is lost")
         elif not in_wait:
             return error

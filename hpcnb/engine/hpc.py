@@ -91,7 +91,8 @@ class Hpc:
         self._bars_of_cell = 0
         self._num_bars = 0
         #: Whether this process took the place of a rank that died: it lacks what cells have computed, until resync.
-        self._is_replacement = False
+        self._is_replacement = False  # the process took the place of another; for good, since state may come bit by bit
+        self._wants_rng = False
 
     def __repr__(self) -> str:
         offers = "span, progress, barrier, check_same, resync"
@@ -224,9 +225,9 @@ class Hpc:
             raise OptionError(msg)
         brought = resyncing.resync(
             objects, _names_of_caller(), self.mesh, axis=axis, source=source, rng=rng,
-            is_replacement=self._is_replacement,
+            is_replacement=self._is_replacement, wants_rng=self._wants_rng,
         )  # fmt: skip
-        self._is_replacement = False
+        self._wants_rng = False
         return brought
 
 

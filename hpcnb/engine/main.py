@@ -91,7 +91,7 @@ def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder, memory: mmap.mm
     boundary = Boundary(board, seat.rank)
     mesh = _join_group(seat, spec, device, recorder, guard)
     hpc = Hpc(seat.rank, spec.world_size, seat.local_rank, device, mesh, recorder, link, boundary)
-    hpc._is_replacement = seat.is_replacement
+    hpc._is_replacement = hpc._wants_rng = seat.is_replacement
     names = {
         "rank": seat.rank,
         "world_size": spec.world_size,
@@ -130,7 +130,10 @@ def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder, memory: mmap.mm
         interrupts.install()  # the engine ignores SIGINT from here on; cells shall not
         loop = engine.loop.asyncio_loop
         loop.add_reader(link.cells, runner.on_readable)
-        control = Control(seat.rank, link, guard, interrupts, prompter, end=lambda: engine.loop.add_callback(_end))
+        control = Control(
+            seat.rank, link, guard, interrupts, prompter, current_cell=lambda: recorder.cell,
+            end=lambda: engine.loop.add_callback(_end),
+        )  # fmt: skip
         link.start(control.hear, lambda: os._exit(1))
         link.send(
             RankReady(

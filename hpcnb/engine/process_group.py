@@ -130,7 +130,7 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         inner._set_group_desc(self._description or "hpcnb")
         return inner
 
-    def rebuild(self, dead: RankSet) -> Any:
+    def rebuild(self, dead: RankSet, new: RankSet) -> Any:
         """Replace the connections by new ones; returns what was connected before.
 
         Every rank of the group must do so, in the same order. Objects that hold this group go on working;
@@ -141,6 +141,11 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         missing = RankSet(self.members()) & dead
         if missing:
             self._lost = f"{missing.words()} ended; %hpc restart-rank brings {_pronoun(missing)} back"
+            return None
+        if not str(self._name).isdecimal() and RankSet(self.members()) & new:
+            self._lost = (
+                "a rank of this group was replaced, and only cells can make it again (use_local_synchronization)"
+            )
             return None
         before, self._inner = self._inner, self._connect()
         self._lost = ""

@@ -122,6 +122,7 @@ class Recorder:
     def begin_cell(self, cell: int) -> int:
         """A cell begins on this rank now; returns the time."""
         self.cell = cell
+        self._backward = None
         self.step = -1
         self._depth = self._deepest = self._num_steps = 0
         start_ns = perf_counter_ns()

@@ -42,12 +42,13 @@ class _Offer(NamedTuple):
 
     problem: str
     is_replacement: bool
+    wants_rng: bool
     shapes: dict[str, tuple[tuple[int, ...], str]]  # path -> shape, data type
 
 
 def resync(
     objects: tuple[object, ...], names: Mapping[str, object], mesh: DeviceMesh, *, axis: str | None,
-    source: int | None, rng: bool, is_replacement: bool,
+    source: int | None, rng: bool, is_replacement: bool, wants_rng: bool,
 ) -> str:  # fmt: skip
     """Bring state from one rank to its group; see ``Hpc.resync``."""
     along = default_axis(replicas.mesh_spec(mesh), axis)
@@ -60,7 +61,7 @@ def resync(
             found.add(path, held)
     except OptionError as error:
         problem = str(error)
-    offer = _Offer(problem, is_replacement, found.shapes)
+    offer = _Offer(problem, is_replacement, wants_rng, found.shapes)
     offers: list[Any] = [None] * len(members)
     dist.all_gather_object(offers, offer, group=group)
     by_rank: dict[int, _Offer] = dict(zip(members, offers, strict=True))
@@ -74,7 +75,7 @@ def resync(
     for state in states:
         state.load()
     # other ranks go on with numbers of their own, which dropout and shuffling on replicas need
-    wanting = RankSet(rank for rank, each in by_rank.items() if each.is_replacement and rank != chosen)
+    wanting = RankSet(rank for rank, each in by_rank.items() if each.wants_rng and rank != chosen)
     if rng and wanting:
         _bring_rng(chosen, wanting, group)
     rest = members - RankSet([chosen])

@@ -196,6 +196,7 @@ class Agent:
                 self._server.send_all(m.RankStates(cell, facts))
 
     def _watch(self, descriptor: int, call: Callable[[], None], events: int = selectors.EVENT_READ) -> None:
+        self._unwatch(descriptor)  # one that was closed by itself leaves its number behind
         self._selector.register(descriptor, events, call)
 
     def _unwatch(self, descriptor: int) -> None:

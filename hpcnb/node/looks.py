@@ -43,6 +43,7 @@ class Looks:
         self._clock = clock
         self._asked: dict[int, tuple[RankProcess, int, float]] = {}
         self._dumps: dict[int, tuple[int, str, float]] = {}
+        self._owing: dict[int, int] = {}  # ranks that have not answered: process id
 
     @property
     def due_s(self) -> float:
@@ -51,12 +52,16 @@ class Looks:
         return min(dues, default=float("inf"))
 
     def ask(self, process: RankProcess, cell: int) -> None:
-        """Look at a rank."""
+        """Look at a rank, unless its link thread still owes an answer: unread questions would fill its socket."""
+        if self._owing.get(process.rank) == process.pid:
+            return
+        self._owing[process.rank] = process.pid
         process.send_control(m.LookAtRank(cell))
         self._asked[process.rank] = (process, cell, self._clock() + _ANSWER_S)
 
     def seen(self, message: m.Seen) -> None:
         """The link thread answered."""
+        self._owing.pop(message.rank, None)
         self._asked.pop(message.rank, None)
         self._say(message)
 

@@ -53,13 +53,13 @@ class Orders:
             case m.Interrupt() if process.cell:
                 process.send_control(m.InterruptCell(process.cell))  # for which cell, should it not have begun
                 process.signal(signal.SIGINT)  # the link thread cannot run while C code holds the interpreter lock
-            case m.Release():
-                process.send_control(m.ReleaseRank(order.reason, order.mismatch))
+            case m.Release() if process.cell == order.cell:
+                process.send_control(m.ReleaseRank(order.cell, order.reason, order.mismatch))
             case m.LookAt():
                 self._looks.ask(process, order.cell)
             case m.Continue():
                 process.signal(signal.SIGCONT)
-            case m.EndRanks():
+            case m.EndRanks() if process.cell == order.cell:
                 LOG.info("rank %d is ended: %s", process.rank, order.reason)
                 process.kill_group()
             case m.InputReply() if process.cell == order.cell:

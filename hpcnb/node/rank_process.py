@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from hpcnb.core.launch import RunFolder
 from hpcnb.core.messages import FrameReader, Message, RankReady, frame
-from hpcnb.core.spans import RankState, RingReader
+from hpcnb.core.spans import SPAN, RankState, RingReader
 from hpcnb.node.gate import FloodGate
 
 __all__ = ["RankProcess"]
@@ -20,6 +20,8 @@ __all__ = ["RankProcess"]
 Entry = tuple[str, str]
 #: A rank's log keeps at most so many bytes; it may lie in memory.
 _LOG_LIMIT = 16 << 20
+#: Span records of one cell that are kept; a long cell keeps its end.
+_SPANS_LIMIT = 64 << 20
 
 
 def _decoder() -> codecs.IncrementalDecoder:
@@ -60,6 +62,7 @@ class RankProcess:
     _budgets: tuple[int, int] = (0, 0)
     _spans: list[bytes] = field(default_factory=list)
     _spans_lost: int = 0
+    _spans_size: int = 0
     _spans_cell: int = 0
     _log_size: int = 0
     _began_ns: int = 0
@@ -195,7 +198,7 @@ class RankProcess:
         self._gate = FloodGate(line_budget, byte_budget, self.folder.flood(cell, self.rank))
         self.drain_spans()
         self._spans.clear()
-        self._spans_lost = 0
+        self._spans_lost = self._spans_size = 0
 
     def show(self, entries: list[Entry]) -> list[Entry]:
         """What of this output goes to the notebook; the rest is kept or logged."""
@@ -238,8 +241,12 @@ class RankProcess:
         self.last_lines.extend(text.splitlines()[-20:])
         if self._log_size < _LOG_LIMIT:
             self._log_size += len(text)
-            with self.folder.rank_log(self.rank).open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
+            try:
+                with self.folder.rank_log(self.rank).open("a", encoding="utf-8", errors="backslashreplace") as file:
+                    file.write(text)
+            except OSError as error:  # /run and /tmp are small on some machines
+                self._log_size = _LOG_LIMIT
+                self.last_lines.append(f"(the log cannot be written: {error})")
 
     def drain_spans(self) -> None:
         """Read new records before the ring overwrites them."""
@@ -247,6 +254,11 @@ class RankProcess:
             records, lost = self._ring.drain()
             if records:
                 self._spans.append(records)
+                self._spans_size += len(records)
+            while self._spans_size > _SPANS_LIMIT and len(self._spans) > 1:  # of a long cell the end is kept
+                dropped = self._spans.pop(0)
+                self._spans_size -= len(dropped)
+                lost += len(dropped) // SPAN.size
             self._spans_lost += lost
 
     def take_spans(self, cell: int) -> tuple[bytes, list[str], int]:
@@ -255,6 +267,7 @@ class RankProcess:
             return b"", [""], 0
         spans = b"".join(self._spans)
         self._spans.clear()
+        self._spans_size = 0
         lost, self._spans_lost = self._spans_lost, 0
         # an empty cell has one record without names: nothing to look up
         strings = list(self._ring.strings()) if self._ring is not None and len(spans) > 80 else [""]

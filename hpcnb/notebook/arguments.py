@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import keyword
+import re
 import shlex
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -216,7 +217,7 @@ def _check_words(verb: str, rest: list[str]) -> None:
     if verb == "timing" and rest and rest[0] not in ("breakdown", "timeline"):
         _fail(f"%hpc timing has no plot {rest[0]!r}; there are breakdown, timeline")
     for word in rest if verb in _RANKS else ():
-        if not word.isdecimal():
+        if not re.fullmatch(r"\d+" if verb == "logs" else r"\d+([-,]\d+)*", word):
             _fail(f"%hpc {verb} {word}: a rank is a number, for example  %hpc {verb} 0")
     if verb == "debug" and not (rest and rest[0].isdecimal()):
         _fail(f"%hpc debug{' ' + rest[0] if rest else ''}: name one rank by its number, for example  %hpc debug 1")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, magics_class
 
 from hpcnb.core.errors import ClusterStateError
+from hpcnb.core.ranks import RankSet
+from hpcnb.core.selection import select
 from hpcnb.notebook import arguments, awaiting, completion, restarting, show
 
 if TYPE_CHECKING:
@@ -130,7 +132,8 @@ class HpcMagics(Magics):
 
     def _restart_rank(self, options: arguments.VerbOptions) -> None:
         cluster = _cluster()
-        print(cluster.restart_rank(*(int(word) for word in options.words)))
+        chosen = select(",".join(options.words), cluster.selection_context()) if options.words else RankSet()
+        print(cluster.restart_rank(*chosen))
 
     def _debug(self, options: arguments.VerbOptions) -> None:
         _cluster().debug(int(options.words[0]), view=show.cell_view(self.shell, show_time=False))
