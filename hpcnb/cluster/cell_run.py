@@ -88,6 +88,7 @@ class CellRun:
         self.watch = watch.Watch(ranks, cell, ranks, grace_s)
         self._clock = clock
         self.wants_stacks = RankSet()
+        self._issued: dict[int, tuple[RankSet, dict[int, int]]] = {}
         self.bars: dict[tuple[int, str, int], Bar] = {}
         #: Output that floods and is held back: (ranks, number of lines so far, newest line).
         self.held: list[tuple[RankSet, int, str]] = []
@@ -281,8 +282,17 @@ class CellRun:
         if reply.error is not None:
             result.errors[rank] = RankError(**reply.error)
         result.is_broken |= reply.is_broken
+        for key, count, members in reply.issued:
+            self._issued.setdefault(key, (members, {}))[1][rank] = count
         for notice in reply.notices:
             result.notices[notice] = result.notices.get(notice, RankSet()) | RankSet([rank])
+
+    def _is_uneven(self) -> bool:
+        """Whether ranks of a group have issued different numbers of collectives in this cell."""
+        answered = self.result.ranks - self.watch.running - self.watch.exited
+        return any(
+            len({counts.get(rank, 0) for rank in members & answered}) > 1 for members, counts in self._issued.values()
+        )
 
     def finish(self, *, flood_file: Callable[[int], str]) -> CellResult:
         """The result; call when the watch has ended the cell.
@@ -295,6 +305,8 @@ class CellRun:
         self.result.outputs = {rank: "".join(texts) for rank, texts in self._spoken.items() if texts}
         self.result.busy = self.watch.running
         self.result.is_broken |= bool(self.watch.exited or self.watch.released)
+        # ranks that were interrupted somewhere, or have issued different numbers of operations, would not meet any more
+        self.result.is_uneven = self.watch.is_signalled or self._is_uneven()
         self.result.killed = self.watch.killed
         self.result.busy_states = {rank: words for rank, words in self.watch.places if rank in self.watch.running}
         for item in self.result.items:

@@ -525,9 +525,11 @@ class Cluster:
     def _conclude(self, run: CellRun, view: CellView | None) -> CellResult:
         """Mend what the cell broke, keep its result, show it."""
         result = run.result
-        if result.is_broken:
+        if result.is_broken or result.is_uneven:
             self._is_broken = True
-            result.recovery = self._recover_from(result)
+            recovery_words = self._recover_from(result)
+            if result.is_broken or self._is_broken:
+                result.recovery = recovery_words
         self.last_result = result
         self._history.append(result)
         if view is not None:
@@ -616,6 +618,8 @@ class Cluster:
             ClusterStateError: Another rank is busy.
             LaunchError: A new rank ended before it was ready.
         """
+        for rank in ranks:
+            self._check_rank(rank)
         chosen = RankSet(ranks) if ranks else self._roster.dead
         try:
             return recovery.restart(self, chosen)

@@ -35,9 +35,13 @@ def rebuild(cluster: Cluster, ranks: RankSet, dead: RankSet) -> tuple[int, list[
         ClusterStateError: A rank is busy.
         CellFailed: Building failed on a rank.
     """
+    held = _holdings(cluster, ranks)
     generation = cluster.next_generation()
     result = cluster.serve(
-        lambda cell, on: m.Rebuild(cell, on, generation, dead, RankSet()), ranks, label="recover", timeout_s=_REBUILD_S
+        lambda cell, on: m.Rebuild(cell, on, generation, dead, RankSet(), held.num_groups, held.partial),
+        ranks,
+        label="recover",
+        timeout_s=_REBUILD_S,
     )
     result.raise_for_errors()
     return generation, [f"{noticing.words()}: {notice}" for notice, noticing in result.notices.items()]
@@ -119,15 +123,18 @@ def restart(cluster: Cluster, ranks: RankSet) -> Restarted:
         msg = f"{busy.words()} still run{'s' if len(busy) == 1 else ''} a cell; wait for it, or type  %hpc interrupt"
         raise ClusterStateError(msg)
     began_s = time.perf_counter()
-    num_groups, groups, _ = _holdings(cluster, others)
-    made = sorted(groups.items(), key=lambda group: (len(group[0]), group[0]))
+    held = _holdings(cluster, others)
+    made = sorted(held.groups.items(), key=lambda group: (len(group[0]), group[0]))
     generation = cluster.next_generation()
     dead = RankSet.all(cluster.world_size) - cluster.alive - ranks
     with cluster.rejoining(ranks) as inbox:
-        cluster.tell(m.RestartRanks(ranks, generation, [list(group) for group in made], num_groups))
+        cluster.tell(m.RestartRanks(ranks, generation, [list(group) for group in made], held.num_groups))
         if others:
             result = cluster.serve(
-                lambda cell, on: m.Rebuild(cell, on, generation, dead, ranks), others, label="recover",
+                lambda cell, on: m.Rebuild(
+                    cell, on, generation, dead, ranks, held.num_groups, held.partial
+                ),
+                others, label="recover",
                 timeout_s=_RESTART_S, needs=ranks,
             )  # fmt: skip
         waiting.await_ranks(inbox, ranks, timeout_s=_RESTART_S)
@@ -138,19 +145,28 @@ def restart(cluster: Cluster, ranks: RankSet) -> Restarted:
     return Restarted(ranks, took_s, tuple(replayed), failed, _lost(cluster, others, ranks))
 
 
-def _holdings(cluster: Cluster, ranks: RankSet) -> tuple[int, dict[str, list[int]], set[str]]:
-    """How many process groups torch has counted on these ranks, the groups that they hold, and all their names."""
-    groups: dict[str, list[int]] = {}
-    names: set[str] = set()
-    num_groups = 0
-    if ranks:
-        listed = cluster.serve(m.ListGroups, ranks, label="list of groups", timeout_s=_REBUILD_S)
-        listed.raise_for_errors()
-        for counted, known, of_user in listed.objects().values():
-            num_groups = max(num_groups, counted)
-            groups.update(known)
-            names.update(of_user)
-    return num_groups, groups, names
+@dataclass(frozen=True)
+class _Holdings:
+    """What ranks have: groups that torch has counted, groups by name, those that some of their ranks lack, all names."""
+
+    num_groups: int
+    groups: dict[str, list[int]]
+    partial: list[str]
+    names: set[str]
+
+
+def _holdings(cluster: Cluster, ranks: RankSet) -> _Holdings:
+    if not ranks:
+        return _Holdings(0, {}, [], set())
+    listed = cluster.serve(m.ListGroups, ranks, label="list of groups", timeout_s=_REBUILD_S)
+    listed.raise_for_errors()
+    by_rank = listed.objects()
+    groups = {name: members for _, known, _ in by_rank.values() for name, members in known}
+    holders = {name: RankSet(rank for rank, (_, known, _) in by_rank.items() if name in dict(known)) for name in groups}
+    partial = [name for name, members in groups.items() if RankSet(members) & ranks != holders[name]]
+    whole = {name: members for name, members in groups.items() if name not in partial}
+    num_groups = max(counted for counted, *_ in by_rank.values())
+    return _Holdings(num_groups, whole, partial, {name for *_, names in by_rank.values() for name in names})
 
 
 def _replay(cluster: Cluster, ranks: RankSet) -> tuple[list[str], dict[str, str]]:
@@ -175,6 +191,4 @@ def _lost(cluster: Cluster, others: RankSet, ranks: RankSet) -> tuple[str, ...]:
     """Names of the others that the new ranks lack."""
     if not others or ranks - cluster.alive:
         return ()
-    *_, theirs = _holdings(cluster, others)
-    *_, ours = _holdings(cluster, ranks)
-    return tuple(sorted(theirs - ours))
+    return tuple(sorted(_holdings(cluster, others).names - _holdings(cluster, ranks).names))

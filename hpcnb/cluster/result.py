@@ -131,6 +131,7 @@ class CellResult:
         recovery: What was done after the cell so that the next one works, in words.
         stacks: ``{rank: what its Python code did}`` where a second Ctrl-C asked for it.
         is_broken: Process groups must be built again.
+        is_uneven: Ranks may have issued different numbers of operations: groups are built again without many words.
         killed: Ranks that did not answer a second Ctrl-C and were ended.
     """
 
@@ -155,6 +156,7 @@ class CellResult:
     recovery: list[str] = field(default_factory=list)
     stacks: dict[int, str] = field(default_factory=dict)
     is_broken: bool = False
+    is_uneven: bool = False
     killed: RankSet = field(default_factory=RankSet)
     spans: RawSpans | None = None
     pickles: dict[int, bytes] = field(default_factory=dict, repr=False)

@@ -371,6 +371,8 @@ class Rebuild(Message):
     generation: int
     dead: RankSet
     new: RankSet  # processes that join; they make the groups that have a number for a name
+    num_groups: int  # that torch has counted, on the rank that has counted most: names of groups are numbers
+    partial: list[Any]  # names of groups that not all of their ranks have
 
 
 @_message
@@ -650,6 +652,7 @@ class CellReply(Message):
     error: CellError  # see hpcnb.engine.failure
     notices: list[str]  # words for the person, for example a rebound `rank`
     is_broken: bool  # process groups must be built again before the rank can communicate
+    issued: list[Any]  # (channel, number of collectives in this cell, RankSet of the group)
 
 
 _LENGTH = struct.Struct("<I")

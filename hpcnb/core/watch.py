@@ -216,6 +216,7 @@ class Watch:
         report: In words: who waits for whom; for while the cell runs.
         released: Ranks that were released.
         killed: Ranks that were ended since they did not answer the second Ctrl-C.
+        is_signalled: Ranks were interrupted wherever they were, not at a step.
         is_debugging: A person looks at a rank in the debugger: nothing is hurried.
     """
 
@@ -231,6 +232,7 @@ class Watch:
     report: tuple[str, ...] = ()
     released: RankSet = field(default_factory=RankSet)
     killed: RankSet = field(default_factory=RankSet)
+    is_signalled: bool = False
     is_debugging: bool = False
     mismatch: str = ""
     left_s: float = 0.0  # when the last rank left
@@ -323,8 +325,8 @@ def _looked(watch: Watch, event: Looked) -> tuple[Watch, list[Action]]:
         return watch, actions
     for hang in diagnosis.hangs:
         if _is_due(watch, hang, at_s):
-            mismatch = hang.is_mismatch or bool(watch.mismatch)
-            reason = watch.mismatch or "; ".join(hang.causes)
+            mismatch = _is_mismatch(watch, hang)
+            reason = watch.mismatch if mismatch and watch.mismatch else "; ".join(hang.causes)
             watch = replace(watch, released=watch.released | hang.ranks, released_s=at_s)
             if mismatch:
                 watch = replace(watch, mismatch=reason)  # told once, however many ranks find it
@@ -351,11 +353,16 @@ def _looked(watch: Watch, event: Looked) -> tuple[Watch, list[Action]]:
     return watch, actions
 
 
+def _is_mismatch(watch: Watch, hang: Hang) -> bool:
+    """Whether these ranks wait since somebody called something else: seen on the board, or told by who noticed."""
+    return hang.is_mismatch or (bool(watch.mismatch) and any("CollectiveMismatch" in cause for cause in hang.causes))
+
+
 def _is_due(watch: Watch, hang: Hang, at_s: float) -> bool:
     """Whether these ranks are to be released now."""
     if watch.grace_s == float("inf") or (hang.ranks & watch.released and at_s - watch.released_s < _AGAIN_S):
         return False
-    if hang.is_mismatch or watch.mismatch:
+    if _is_mismatch(watch, hang):
         return True
     grace_s = min(watch.grace_s, _EXIT_GRACE_S) if watch.exited else watch.grace_s
     return any(at_s - since_s >= grace_s for rank, _, _, since_s in watch.stuck_since if rank in hang.ranks)
@@ -406,7 +413,9 @@ def _interrupt_asked(watch: Watch, at_s: float) -> tuple[Watch, list[Action]]:
 
 
 def _interrupt_hard(watch: Watch, at_s: float) -> tuple[Watch, list[Action]]:
-    watch = replace(watch, interrupted=True, boundary_until_s=float("inf"), release_at_s=at_s + _SIGNAL_S)
+    watch = replace(
+        watch, interrupted=True, is_signalled=True, boundary_until_s=float("inf"), release_at_s=at_s + _SIGNAL_S
+    )
     return watch, [InterruptRanks(watch.running)]
 
 

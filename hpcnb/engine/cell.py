@@ -220,7 +220,7 @@ class CellRunner:
                     cell, self._rank, outcome.error is None, start_ns, end_ns, outcome.text, outcome.has_value,
                     outcome.shown, outcome.pickled, outcome.problem,
                     None if outcome.error is None else _described(self._explained(outcome.error)),
-                    self._notices(outcome), bool(self._guard.broken),
+                    self._notices(outcome), bool(self._guard.broken), self._guard.issued(),
                 )
             )  # fmt: skip
 
@@ -286,7 +286,7 @@ class CellRunner:
         return outcome
 
     def _rebuild(self, message: Rebuild) -> _Outcome:
-        count = groups.rebuild_groups(message.generation, message.dead, message.new)
+        count = groups.rebuild_groups(message)
         # on all ranks, also on one that was not released: wrappers must agree on where they are
         notices = wrappers.make_ready(self._shell.user_ns)
         return _Outcome(text=str(count), has_value=True, notices=tuple(notices))

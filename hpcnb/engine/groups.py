@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
-from hpcnb.core.ranks import RankSet
+from hpcnb.core.messages import Rebuild
 from hpcnb.engine import devices, sockets
 from hpcnb.engine.process_group import BACKEND, HpcnbProcessGroup
 
@@ -59,9 +59,8 @@ def release_groups() -> Callable[[], None]:
     ports = frozenset().union(*(group.ports for group in groups))
     accelerated = [inner for group in groups for inner in group.accelerated()]
 
-    recorder = HpcnbProcessGroup.recorder
-
     def release() -> None:
+        recorder = HpcnbProcessGroup.recorder
         sockets.quiesce(ports)
         sockets.shut(ports)
         for inner in accelerated:
@@ -103,13 +102,11 @@ def make_groups(groups: list[tuple[str, list[int]]], num_groups: int, rank: int)
     c10d._world.group_count = max(num_groups, c10d._world.group_count)
 
 
-def rebuild_groups(generation: int, dead: RankSet, new: RankSet) -> int:
+def rebuild_groups(order: Rebuild) -> int:
     """Replace the connections of all living groups of this rank, in the order they were made.
 
     Args:
-        generation: The new one.
-        dead: Ranks that have no process; groups with one of them cannot be used until it is back.
-        new: Ranks whose process is new; groups that it cannot have made stay without connections.
+        order: The new generation, and which groups stay without connections.
 
     Ranks: collective over all ranks; returns the number of groups that were rebuilt.
     Blocks: until all ranks of each group are there.
@@ -119,11 +116,12 @@ def rebuild_groups(generation: int, dead: RankSet, new: RankSet) -> int:
         raise RuntimeError(msg)
     guard = HpcnbProcessGroup.guard
     release = release_groups()
-    guard.mend(generation)
+    guard.mend(order.generation)
+    c10d._world.group_count = max(order.num_groups, c10d._world.group_count)
     groups: list[HpcnbProcessGroup] = _living()
     before: list[Any] = []
     try:
-        before.extend(group.rebuild(dead, new) for group in groups)
+        before.extend(group.rebuild(order) for group in groups)
     except BaseException as error:
         guard.break_groups(f"building groups again failed: {error}")
         raise

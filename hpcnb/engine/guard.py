@@ -68,6 +68,7 @@ class Channel:
     at: int
     members: RankSet
     sender: int = -1  #: of messages; -1 for collectives
+    told: int = 0  #: stamp when it was last asked what has been issued
     peers: list[_Peer] = field(default_factory=list)
     newest: int = 0
 
@@ -132,6 +133,16 @@ class Guard:
 
     def _number(self, stamped: int) -> int:
         return number_of(stamped) if generation_of(stamped) == self.generation else 0
+
+    def issued(self) -> list[tuple[int, int, RankSet]]:
+        """Collectives since the last call: channel, how many, ranks of the group."""
+        counts = []
+        for channel in self._channels.values():
+            if channel.sender < 0 and channel.newest != channel.told:
+                before = self._number(channel.told)
+                channel.told = channel.newest
+                counts.append((channel.key, self._number(channel.newest) - before, channel.members))
+        return counts
 
     # --- before an operation --------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
 from hpcnb.core.errors import CollectiveAborted
+from hpcnb.core.messages import Rebuild
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.spans import Flag, Kind
 from hpcnb.engine import devices, sockets
@@ -130,7 +131,7 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         inner._set_group_desc(self._description or "hpcnb")
         return inner
 
-    def rebuild(self, dead: RankSet, new: RankSet) -> Any:
+    def rebuild(self, order: Rebuild) -> Any:
         """Replace the connections by new ones; returns what was connected before.
 
         Every rank of the group must do so, in the same order. Objects that hold this group go on working;
@@ -138,14 +139,17 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         """
         self._sequence = 0
         self._peer_sequence.clear()
-        missing = RankSet(self.members()) & dead
+        missing = RankSet(self.members()) & order.dead
         if missing:
             self._lost = f"{missing.words()} ended; %hpc restart-rank brings {_pronoun(missing)} back"
             return None
-        if not str(self._name).isdecimal() and RankSet(self.members()) & new:
+        if not str(self._name).isdecimal() and RankSet(self.members()) & order.new:
             self._lost = (
                 "a rank of this group was replaced, and only cells can make it again (use_local_synchronization)"
             )
+            return None
+        if str(self._name) in order.partial:
+            self._lost = "not all of its ranks have it any more; make it again on all of them"
             return None
         before, self._inner = self._inner, self._connect()
         self._lost = ""

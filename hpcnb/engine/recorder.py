@@ -123,6 +123,7 @@ class Recorder:
         """A cell begins on this rank now; returns the time."""
         self.cell = cell
         self._backward = None
+        self.ring.leave_communication()  # an interrupt may have torn the end of a wait
         self.step = -1
         self._depth = self._deepest = self._num_steps = 0
         start_ns = perf_counter_ns()
