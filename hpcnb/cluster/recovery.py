@@ -147,7 +147,7 @@ def restart(cluster: Cluster, ranks: RankSet) -> Restarted:
 
 @dataclass(frozen=True)
 class _Holdings:
-    """What ranks have: groups that torch has counted, groups by name, those that some of their ranks lack, all names."""
+    """What ranks have: number of groups counted, groups by name, those that some of their ranks lack, all names."""
 
     num_groups: int
     groups: dict[str, list[int]]
@@ -162,7 +162,8 @@ def _holdings(cluster: Cluster, ranks: RankSet) -> _Holdings:
     listed.raise_for_errors()
     by_rank = listed.objects()
     groups = {name: members for _, known, _ in by_rank.values() for name, members in known}
-    holders = {name: RankSet(rank for rank, (_, known, _) in by_rank.items() if name in dict(known)) for name in groups}
+    known_by = {rank: {name for name, _ in known} for rank, (_, known, _) in by_rank.items()}
+    holders = {name: RankSet(rank for rank, known in known_by.items() if name in known) for name in groups}
     partial = [name for name, members in groups.items() if RankSet(members) & ranks != holders[name]]
     whole = {name: members for name, members in groups.items() if name not in partial}
     num_groups = max(counted for counted, *_ in by_rank.values())

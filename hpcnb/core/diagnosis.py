@@ -96,12 +96,14 @@ class Hang:
         causes: Why, in words.
         is_mismatch: Ranks called different operations.
         is_of_absent: They wait for a rank that does not run this cell now.
+        is_of_gone: They wait for a rank that has left the cell.
     """
 
     ranks: RankSet
     causes: tuple[str, ...]
     is_mismatch: bool = False
     is_of_absent: bool = False
+    is_of_gone: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,8 +178,13 @@ def diagnose(facts: Mapping[int, RankFacts], cell: int, ranks: RankSet, gone: Ma
         causes = [*_differences(together, inside, differing, facts), *_absences(together, missing, absent)]
         if not causes:
             causes = [_circle(together, inside, missing)]
-        of_absent = any(absent[peer] == _ABSENT for rank in together for peer in missing[rank])
-        hangs.append(Hang(RankSet(together), tuple(causes), any(differing[rank] for rank in together), of_absent))
+        awaited = _all(missing[rank] for rank in together)
+        hangs.append(
+            Hang(
+                RankSet(together), tuple(causes), any(differing[rank] for rank in together),
+                any(absent[peer] == _ABSENT for peer in awaited), bool(awaited & RankSet(gone)),
+            )
+        )  # fmt: skip
     waiting = {rank: each for rank, each in inside.items() if rank not in stuck}
     return Diagnosis(
         tuple(hangs),

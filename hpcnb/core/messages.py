@@ -8,7 +8,7 @@ the peer has proved the cluster's key. Unknown types and wrong field counts are 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgpack
@@ -652,7 +652,8 @@ class CellReply(Message):
     error: CellError  # see hpcnb.engine.failure
     notices: list[str]  # words for the person, for example a rebound `rank`
     is_broken: bool  # process groups must be built again before the rank can communicate
-    issued: list[Any]  # (channel, number of collectives in this cell, RankSet of the group)
+    # (channel, number of collectives in this cell, RankSet of the group)
+    issued: list[Any] = field(default_factory=list)
 
 
 _LENGTH = struct.Struct("<I")

@@ -312,7 +312,9 @@ def _looked(watch: Watch, event: Looked) -> tuple[Watch, list[Action]]:
     for hang in diagnosis.hangs:
         inside = {rank: each for rank in hang.ranks if (each := event.facts[rank].inside) is not None}
         # they wait in vain since the last of them waits, and since the last one left who might have come
-        since_s = max(watch.left_s, *(at_s - each.age_s for each in inside.values()))
+        since_s = max((at_s - each.age_s for each in inside.values()), default=at_s)
+        if hang.is_of_gone:
+            since_s = max(since_s, watch.left_s)
         if hang.is_of_absent:  # idle at this look, and perhaps not at the next
             since_s = at_s
         for rank, each in inside.items():

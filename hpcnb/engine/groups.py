@@ -60,13 +60,15 @@ def release_groups() -> Callable[[], None]:
     accelerated = [inner for group in groups for inner in group.accelerated()]
 
     def release() -> None:
-        recorder = HpcnbProcessGroup.recorder
+        if not groups:
+            return
         sockets.quiesce(ports)
         sockets.shut(ports)
         for inner in accelerated:
             devices.abort(inner)
         # gloo has forgotten an operation whose message was half sent when a rank died; its thread waits on, and DDP in
         # C++ with it, for a future that only we can complete
+        recorder = HpcnbProcessGroup.recorder
         deadline_s = time.monotonic() + _FORGOTTEN_S
         while recorder.waits_for_futures() and time.monotonic() < deadline_s:
             time.sleep(_LOOK_S)

@@ -21,7 +21,7 @@ SEEDS = [
     m.Interrupt(RankSet([5])),
     m.Follow(3),
     m.Ask(1, "status", 0),
-    m.Rebuild(1 << 30, RankSet([0]), 1, RankSet()),
+    m.Rebuild(1 << 30, RankSet([0]), 1, RankSet(), RankSet()),
     m.Welcome(1, "", "", "", 1, 0, 1, 0, 0),
     m.CellBegan(1, "x", RankSet([0]), 1, 1),
 ]

@@ -37,7 +37,7 @@ def reply(rank, **changes):
         "cell": 5, "rank": rank, "ok": True, "start_ns": 10 + rank, "end_ns": 20 + rank,
         "value": "", "has_value": False,
         "value_shown": False, "value_pickle": b"", "value_problem": "", "error": None, "notices": [],
-        "is_broken": False, **changes,
+        "is_broken": False, "issued": [], **changes,
     }  # fmt: skip
     return [fields[name] for name in m.names_of(m.CellReply(**fields))]
 

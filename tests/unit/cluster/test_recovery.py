@@ -38,7 +38,7 @@ class FakeCluster:
         self.generation += 1
         return self.generation
 
-    def serve(self, make, ranks, *, label, timeout_s):
+    def serve(self, make, ranks, *, label, timeout_s, needs=None):
         message = make(17, ranks)
         self.asked.append(message)
         result = CellResult(17, label, ranks, 4, notices=self._notices)
@@ -77,7 +77,7 @@ def test_groups_are_built_again():
             "ranks 0,1: DDP is ready again",
         ],
     )
-    assert cluster.asked == [m.Rebuild(17, RankSet.all(4), 7, RankSet())]
+    assert cluster.asked[1:] == [m.Rebuild(17, RankSet.all(4), 7, RankSet(), RankSet(), 0, [])]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_dead_ranks_are_named(alive, missing, intact):
     assert is_done
     assert words[0].startswith(f"process groups built again (generation 7, 0.25 s); {missing}: type  %hpc restart-rank")
     assert words[1] == f"all names on {intact} are intact"
-    assert cluster.asked == [m.Rebuild(17, RankSet(alive), 7, RankSet.all(4) - RankSet(alive))]
+    assert cluster.asked[1:] == [m.Rebuild(17, RankSet(alive), 7, RankSet.all(4) - RankSet(alive), RankSet(), 0, [])]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,8 @@ def test_groups_that_cannot_be_built():
 
 
 def test_a_dead_rank_is_replaced():
-    groups = {0: (12, [("0", [0, 1, 2, 3]), ("9", [0, 1])]), 1: (12, [("0", [0, 1, 2, 3])]), 3: (11, [("10", [2, 3])])}
+    world = ("0", [0, 1, 2, 3])
+    groups = {0: (12, [world, ("9", [0, 1])]), 1: (12, [world, ("9", [0, 1])]), 3: (11, [world, ("10", [2, 3])])}
     cluster = FakeCluster(alive=(0, 1, 3), groups=groups)
     restarted = recovery.restart(cluster, RankSet([2]))
     assert (restarted.ranks, restarted.took_s, restarted.replayed, restarted.lost) == (RankSet([2]), 0.25, (), ())
@@ -133,13 +134,13 @@ def test_a_dead_rank_is_replaced():
     made = [["0", [0, 1, 2, 3]], ["9", [0, 1]], ["10", [2, 3]]]  # in the order they were made: by number
     assert cluster.told == [m.RestartRanks(RankSet([2]), 7, made, 12)]
     others = RankSet([0, 1, 3])
-    assert cluster.asked[:2] == [m.ListGroups(17, others), m.Rebuild(17, others, 7, RankSet())]
+    assert cluster.asked[:2] == [m.ListGroups(17, others), m.Rebuild(17, others, 7, RankSet(), RankSet([2]), 12, [])]
 
 
 def test_other_dead_ranks_stay_dead():
     cluster = FakeCluster(alive=(0, 1))
     recovery.restart(cluster, RankSet([2]))
-    assert cluster.asked[1] == m.Rebuild(17, RankSet([0, 1]), 7, RankSet([3]))
+    assert cluster.asked[1] == m.Rebuild(17, RankSet([0, 1]), 7, RankSet([3]), RankSet([2]), 0, [])
 
 
 def test_all_ranks_are_replaced():

@@ -80,7 +80,7 @@ ACTIONS = [
     (watch.ContinueRanks(ALL), [m.Continue(ALL)]),
     (watch.LookAtRanks(ALL), [m.LookAt(CELL, ALL)]),
     (watch.LookAtRanks(ALL, show=True), [m.LookAt(CELL, ALL)]),
-    (watch.EndRanks(ALL, "why"), [m.EndRanks(ALL, "why")]),
+    (watch.EndRanks(ALL, "why"), [m.EndRanks(CELL, ALL, "why")]),
     (watch.Say("words"), []),
     (watch.CellEnds(RankSet()), []),
 ]
@@ -141,7 +141,7 @@ def test_a_second_press_shows_stacks_and_ends_ranks(waited, clock):
     clock.now_s += 0.3
     waited.step(None)
     clock.now_s += 0.3
-    assert waited.step(None) == [m.EndRanks(ALL, "it did not answer a second Ctrl-C")]
+    assert waited.step(None) == [m.EndRanks(CELL, ALL, "it did not answer a second Ctrl-C")]
     result = waited.run.finish(flood_file=str)
     assert result.stacks == {1: "      cell 5, line 3, in f  x()\n      /lib/a.py, line 7, in g"}
     assert result.killed == ALL

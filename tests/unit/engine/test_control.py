@@ -23,7 +23,7 @@ class Rank:
         self.control = Control(
             3, SimpleNamespace(send=self.sent.append), SimpleNamespace(break_groups=remember("broken")),
             SimpleNamespace(interrupt=remember("interrupt")), SimpleNamespace(answer=remember("answer")),
-            end=remember("end"),
+            current_cell=lambda: 5, end=remember("end"),
         )  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def test_groups_are_broken_before_waits_are_ended_on_a_thread_of_its_own(rank, m
         return release
 
     monkeypatch.setattr(groups, "release_groups", release_groups)
-    rank.control.hear(ReleaseRank("rank 1 raised ValueError", is_mismatch))
+    rank.control.hear(ReleaseRank(5, "rank 1 raised ValueError", is_mismatch))
     assert released.wait(5)
     assert rank.happened == [
         ("taken",),
@@ -105,7 +105,7 @@ def test_a_default_group_that_was_destroyed_is_not_built_again():
         r"^the default process group was destroyed \(dist.destroy_process_group\) and is not made again; start anew$"
     )
     with pytest.raises(RuntimeError, match=words):
-        groups.rebuild_groups(2, None)
+        groups.rebuild_groups(None)
 
 
 def test_without_groups_there_is_nothing_to_list_to_release_or_to_count():

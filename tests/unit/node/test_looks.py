@@ -36,7 +36,9 @@ class Looked:
     def __init__(self):
         self.now_s, self.said, self.done = 100.0, [], []
         self.looks = Looks(self.said.append, lambda: self.now_s)
-        self.process = SimpleNamespace(rank=1, alive=True, send_control=self.done.append, signal=self.done.append)
+        self.process = SimpleNamespace(
+            rank=1, pid=77, alive=True, send_control=self.done.append, signal=self.done.append
+        )
 
     def tick(self, later_s):
         self.now_s += later_s
