@@ -34,8 +34,10 @@ TIMEOUT_S = 30.0
 #: Ctrl-C and SIGKILL come between 0 and so long after the cell was sent: before it begins, at its first lines, later
 MOMENT_S = 0.4
 WARM_UP = 0.05
-#: of cells and interrupts: without deaths, so that ranks themselves can be seen to grow
-WITHOUT_DEATHS = 0.7
+#: with so few actions nothing has reached its limits after 5 %
+WARM_UP_QUICK = 0.5
+#: of the rest of cells and interrupts: without deaths, so that ranks themselves can be seen to grow
+WITHOUT_DEATHS = 0.75
 SHOWN = 10
 
 SET_UP = """
@@ -112,6 +114,7 @@ class Soak:
         self.cluster = hpcnb.Cluster(NUM_RANKS, threads_per_rank=1, idle_timeout_s=0).start()
         #: can be read when the agent has failed and the folder is gone
         self.log = RunFolder(runtime_root() / self.cluster.key).agent_log.open(errors="replace")
+        self._num_lines = 0
         self.set_up()
 
     def stop(self) -> None:
@@ -220,8 +223,10 @@ class Soak:
 
     def _heal(self) -> None:
         self.log.seek(0)
-        for line in [line for line in self.log if "[IPController] heartbeat::missed" not in line][-25:]:
-            print(f"  agent.log  {line.rstrip()}", flush=True)
+        lines = [line.rstrip() for line in self.log if "[IPController]" not in line]
+        for line in lines[self._num_lines :][-25:]:
+            print(f"  agent.log  {line}", flush=True)
+        self._num_lines = len(lines)
         for attempt in range(4):
             with contextlib.suppress(Exception):
                 measure.poll(lambda: not self.cluster.busy, 10.0)
@@ -295,13 +300,14 @@ def main(options) -> None:
             soak.random.shuffle(actions)
             return actions
 
-        rest = 1 - WARM_UP - WITHOUT_DEATHS
+        warm_up = WARM_UP_QUICK if options.quick else WARM_UP
+        without_deaths = (1 - warm_up) * WITHOUT_DEATHS
         growth = ranks = None
         rows: list[measure.Row] = []
         for name, actions in {
-            "warm-up": part(WARM_UP, WARM_UP),
-            "without deaths": part(WITHOUT_DEATHS, 0),
-            "with deaths": part(rest, 1 - WARM_UP),
+            "warm-up": part(warm_up, warm_up),
+            "without deaths": part(without_deaths, 0),
+            "with deaths": part(1 - warm_up - without_deaths, 1 - warm_up),
         }.items():
             for number, action in enumerate(actions):
                 soak.do(action)
