@@ -171,7 +171,7 @@ def test_a_replacement_gets_everything(built4):
     )
     run(
         built4,
-        "torch.manual_seed(9); model, optimizer = build(lr=7.0)\nx = x.clone().zero_()\nhpc._is_replacement = True",
+        "torch.manual_seed(9); model, optimizer = build(lr=7.0)\nx = x.clone().zero_()\nhpc._is_replacement = hpc._wants_rng = True",
         on="0,3",
     )
     values = run(built4, "hpc.resync(model, optimizer, {'x': x})").values
@@ -181,7 +181,7 @@ def test_a_replacement_gets_everything(built4):
     values = run(
         built4,
         "step()\nhpc.check_same(model, optimizer, x, rng=True)\n"
-        "hpc._is_replacement, optimizer.param_groups[0]['lr'], float(optimizer.state[model[0].weight]['step'])",
+        "hpc._is_replacement = False; hpc._wants_rng, optimizer.param_groups[0]['lr'], float(optimizer.state[model[0].weight]['step'])",
     ).values
     assert set(values.values()) == {"(False, 0.5, 3.0)"}
     assert built4.check(axis="tp").ok  # ranks 1 and 2 held the same before
@@ -200,7 +200,10 @@ def test_a_rank_that_was_started_again_is_a_replacement():
             cluster, "words = hpc.resync(model, optimizer)\nhpc.check_same(model, optimizer, rng=True)\nwords"
         ).values
         assert values[0] == "'19 tensors, 344 B, from rank 1 to rank 0; random number states to rank 0'"
-        assert run(cluster, "hpc._is_replacement").values == {0: "False", 1: "False"}
+        assert run(cluster, "hpc._wants_rng").values == {0: "False", 1: "False"}
+        # what comes in a second cell comes from the same rank: the new one has nothing of its own to give
+        run(cluster, "optimizer = torch.optim.Adam(model.parameters())", on="0")
+        run(cluster, "hpc.resync(optimizer); assert optimizer.state")
 
 
 def test_other_optimizers_wrappers_and_data_types(cluster2):

@@ -107,7 +107,7 @@ def bomb(path):
 
 
 def run_cell(cell, path):
-    return m.RunCell(cell, RankSet([0]), f"open({str(path)!r}, 'w')", "x", 1, False, 9, 999)
+    return m.RunCell(cell, RankSet([0]), f"open({str(path)!r}, 'w')", "x", 1, False, 9, 999, False)
 
 
 @pytest.mark.parametrize("keys", ["none", "wrong"])
