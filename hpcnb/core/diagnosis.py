@@ -14,10 +14,12 @@ from typing import Any
 from hpcnb.core.board import Activity, number_of
 from hpcnb.core.ranks import RankSet
 
-__all__ = ["Diagnosis", "Hang", "Inside", "Issues", "RankFacts", "diagnose"]
+__all__ = ["LEFT", "Diagnosis", "Hang", "Inside", "Issues", "RankFacts", "diagnose"]
 
 
 _ABSENT = "does not run this cell"
+#: How a rank has left a cell that failed nowhere on it.
+LEFT = "ended the cell without it"
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Diagnosis:
         waits: In words: who waits for whom, and is not stuck.
         awaited: Ranks that others wait for and that run code: a look at them tells where.
         transfers: Ranks whose operation all have issued: bytes should move there.
-        orphans: Those of them whose operation includes a rank that has left the cell since.
+        orphans: Those of them whose operation includes a rank that has failed since.
     """
 
     hangs: tuple[Hang, ...] = ()
@@ -185,6 +187,7 @@ def diagnose(facts: Mapping[int, RankFacts], cell: int, ranks: RankSet, gone: Ma
                 any(absent[peer] == _ABSENT for peer in awaited), bool(awaited & RankSet(gone)),
             )
         )  # fmt: skip
+    failed = RankSet(rank for rank, how in gone.items() if how != LEFT)
     waiting = {rank: each for rank, each in inside.items() if rank not in stuck}
     return Diagnosis(
         tuple(hangs),
@@ -192,7 +195,7 @@ def diagnose(facts: Mapping[int, RankFacts], cell: int, ranks: RankSet, gone: Ma
         tuple(_waits(waiting, missing)),
         RankSet(peer for rank in waiting for peer in missing[rank] if peer not in inside),
         RankSet(rank for rank in waiting if not missing[rank]),
-        RankSet(rank for rank in waiting if not missing[rank] and inside[rank].members & RankSet(gone)),
+        RankSet(rank for rank in waiting if not missing[rank] and inside[rank].members & failed),
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from hpcnb.core.diagnosis import Diagnosis, Hang, RankFacts, diagnose
+from hpcnb.core.diagnosis import LEFT, Diagnosis, Hang, RankFacts, diagnose
 from hpcnb.core.ranks import RankSet
 
 __all__ = [
@@ -56,8 +56,8 @@ _LAST_WORDS_S = 0.5
 _AGAIN_S = 2.0
 #: Where awaited ranks are, and whether bytes move, is looked up so often.
 _LOOK_S = 2.0
-#: An operation that all have issued, one of whom has left since, is given up when nothing has moved for so long.
-_STALL_S = 5.0
+#: An operation that all have issued, one of whom has failed since, is given up when nothing has moved for so long.
+_STALL_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ def advance(watch: Watch, event: Event) -> tuple[Watch, list[Action]]:  # noqa: 
 
 def _left(watch: Watch, event: Replied | Exited) -> tuple[Watch, list[Action]]:
     rank = RankSet([event.rank])
-    how = event.how or "ended the cell without it"
+    how = event.how or LEFT
     if isinstance(event, Exited):
         watch = replace(watch, exited=watch.exited | (rank & watch.running))
     elif event.mismatch:
@@ -342,7 +342,9 @@ def _looked(watch: Watch, event: Looked) -> tuple[Watch, list[Action]]:
         and fact.inside is not None
         and min(at_s - since_s, fact.inside.age_s) >= _STALL_S
     )
-    if (stalled := diagnosis.orphans & still) and watch.grace_s != float("inf"):
+    # where messages are forwarded from rank to rank, one waits while others move them: nothing may move anywhere
+    stalled = RankSet() if diagnosis.transfers - still else diagnosis.orphans
+    if stalled and watch.grace_s != float("inf"):
         left = ", ".join(f"rank {rank} {how}" for rank, how in watch.gone)
         reason = f"nothing has moved for {_STALL_S:.0f} s; {left}"
         watch = replace(watch, released=watch.released | stalled, released_s=at_s, moved=())
