@@ -316,16 +316,25 @@ def moved(at_s, num_bytes, members=(0, 1)):
     return [Located(rank, at_s, "", num_bytes) for rank in members]
 
 
-STALLED = "nothing has moved for 5 s; rank 2 raised ValueError"
+STALLED = "nothing has moved for 10 s; rank 2 raised ValueError"
 
 
 def test_ranks_are_let_go_when_nothing_moves_and_one_has_left():
     events = [Replied(2, 9.0, "raised ValueError"), orphan(10.0), *moved(10.0, 500), orphan(12.1), *moved(12.1, 500)]
-    watch, happened = run(watch_of(), *events, orphan(14.9))
+    watch, happened = run(watch_of(), *events, orphan(19.9))
     assert {type(action) for _, action in happened} == {LookAtRanks}
     assert happened[0] == (10.0, LookAtRanks(ranks(0, 1)))
-    watch, happened = run(watch, orphan(15.0))
-    assert happened == [(15.0, Say(STALLED)), (15.0, ReleaseRanks(ranks(0, 1), STALLED))]
+    watch, happened = run(watch, orphan(20.0))
+    assert happened == [(20.0, Say(STALLED)), (20.0, ReleaseRanks(ranks(0, 1), STALLED))]
+
+
+def test_a_rank_that_waits_while_bytes_move_elsewhere_is_not_let_go():
+    """A broadcast that rank 0 forwards to rank 1 when it has all of it."""
+    events = [Replied(2, 9.0, "raised ValueError")]
+    for at_s in range(10, 60):
+        events += [orphan(float(at_s)), *moved(at_s, at_s, [0]), *moved(at_s, 7, [1])]
+    _, happened = run(watch_of(), *events)
+    assert {type(action) for _, action in happened} == {LookAtRanks}
 
 
 def test_as_long_as_bytes_move_nobody_is_let_go():
