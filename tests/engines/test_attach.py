@@ -20,6 +20,7 @@ from hpcnb.cluster import cluster as cluster_module
 from hpcnb.core.alive import feel
 from hpcnb.core.errors import ClusterStateError, LinkError, OptionError, VersionMismatch
 from hpcnb.core.launch import RunFolder
+from hpcnb.core.messages import CellBegan
 
 pytestmark = pytest.mark.engines
 
@@ -181,7 +182,7 @@ def test_two_notebooks_at_once(alone):
             assert cluster.run("x").cell == 3  # its number was taken
             assert row("shared").notebooks == 2
             ask("import time; time.sleep(0.5); print('theirs')")
-            wait_until(lambda: cluster._busy)
+            wait_until(lambda: cluster.busy)
             with pytest.raises(ClusterStateError, match="still run an earlier cell"):
                 cluster.run("1")
             joined = cluster.join()
@@ -198,19 +199,21 @@ def test_two_notebooks_that_begin_a_cell_at_the_same_moment_are_told_apart(alone
     with Cluster(1, name="twice") as cluster:
         node = cluster._node
         other = Cluster.of_spec(hpcnb.cluster.running.read_spec(node.folder))
+        hear_all = other._on_message
+        # as if it had not heard yet of what the first one begins
+        other._on_message = lambda message: None if isinstance(message, CellBegan) else hear_all(message)
         other.connect(
             lambda hear: hpcnb.cluster.attach._node(
                 hpcnb.cluster.running.find()[0], hpcnb.cluster.running.read_spec(node.folder), on_message=hear
             )
         )
         try:
-            other._another_began = lambda began: None  # as if it had not heard of it yet
             background = threading.Thread(target=lambda: cluster.run("import time; time.sleep(1)"))
             background.start()
             wait_until(lambda: cluster.describe()["running"])
             with pytest.raises(ClusterStateError, match=r"number 1 is taken|another notebook began"):
                 other.run("1")
-            wait_until(lambda: not other._busy)
+            wait_until(lambda: not other.busy)
             with pytest.raises(ClusterStateError, match=r"rank 0 still runs a cell of another notebook"):
                 other.run("1")
             background.join()

@@ -365,7 +365,9 @@ def test_an_operation_that_all_have_issued_and_one_has_left_is_an_orphan():
     facts = {**{rank: waits(WORLD, 7) for rank in (0, 1)}, 2: computes({WORLD: 7}), 3: left}
     found = diagnose(facts, CELL, ALL, {3: "raised ValueError"})
     assert (found.hangs, found.transfers, found.orphans) == ((), ranks(0, 1), ranks(0, 1))
-    found = diagnose(facts, CELL, ALL, {3: "ended the cell without it"})  # its part is done: the root of a broadcast, for example
+    found = diagnose(
+        facts, CELL, ALL, {3: "ended the cell without it"}
+    )  # its part is done: the root of a broadcast, for example
     assert (found.hangs, found.transfers, found.orphans) == ((), ranks(0, 1), ranks())
     found = diagnose(facts, CELL, ALL, {})
     assert (found.transfers, found.orphans) == (ranks(0, 1), ranks())
