@@ -233,12 +233,12 @@ def test_a_collective_that_raises(rank):
     assert record.end_ns == 9
 
 
-@pytest.mark.xfail(reason="nobody leaves an operation whose wait an interrupt tore: the next cell seems to wait in it")
-def test_a_wait_that_an_interrupt_tore_ends_with_its_cell(rank):
+def test_a_wait_that_an_interrupt_tore_is_none_of_the_next_cell(rank):
     """KeyboardInterrupt comes between any two bytecodes: also between begin_wait and the wait, or before end_wait."""
     rank.at(0).begin_cell(1)
     rank.recorder.begin_wait(rank.issue(1))
     rank.at(9).end_cell()
+    rank.at(10).begin_cell(2)
     assert not rank.reader.state().in_communication
 
 
