@@ -104,7 +104,7 @@ class RawSpans:
     done_ns: int
     times: dict[int, tuple[int, int]]
     records: dict[int, bytes]
-    strings: dict[int, list[str]]
+    strings: dict[int, dict[int, str]]
     lost: dict[int, int]
 
 
@@ -221,7 +221,7 @@ class CellResult:
             self.spans.done_ns,
             tuple(
                 RankCell.from_bytes(
-                    rank, *times, self.spans.records.get(rank, b""), tuple(self.spans.strings.get(rank, [""])),
+                    rank, *times, self.spans.records.get(rank, b""), self.spans.strings.get(rank, {}),
                     self.spans.lost.get(rank, 0),
                 )
                 for rank, times in sorted(self.spans.times.items())

@@ -524,7 +524,7 @@ class CellDone(Message):
     cell: int
     replies: list[Any]  # CellReply fields, see CellReply
     spans: dict[int, bytes]  # records of each rank, SPAN each
-    strings: dict[int, list[str]]
+    strings: dict[int, dict[int, str]]  # that its records name, by number
     spans_lost: dict[int, int]
     done_ns: int  # node's clock
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from hpcnb.core.launch import RunFolder
 from hpcnb.core.messages import FrameReader, Message, RankReady, frame
-from hpcnb.core.spans import SPAN, RankState, RingReader
+from hpcnb.core.spans import SPAN, RankState, RingReader, strings_of
 from hpcnb.node.gate import FloodGate
 
 __all__ = ["RankProcess"]
@@ -261,17 +261,20 @@ class RankProcess:
                 lost += len(dropped) // SPAN.size
             self._spans_lost += lost
 
-    def take_spans(self, cell: int) -> tuple[bytes, list[str], int]:
-        """Records of this cell, the string table, and how many records were lost; nothing if another has begun."""
+    def take_spans(self, cell: int) -> tuple[bytes, dict[int, str], int]:
+        """Records of this cell, strings that they name, and how many were lost; nothing if another has begun."""
         if cell != self._spans_cell:
-            return b"", [""], 0
+            return b"", {}, 0
         spans = b"".join(self._spans)
         self._spans.clear()
         self._spans_size = 0
         lost, self._spans_lost = self._spans_lost, 0
         # an empty cell has one record without names: nothing to look up
-        strings = list(self._ring.strings()) if self._ring is not None and len(spans) > 80 else [""]
-        return spans, strings, lost
+        if self._ring is None or len(spans) <= SPAN.size:
+            return spans, {}, lost
+        # the whole table grows with the session, and every cell would carry it
+        table = self._ring.strings()
+        return spans, {number: table[number] for number in strings_of(spans) if 0 < number < len(table)}, lost
 
     def strings(self) -> list[str]:
         """The rank's string table."""

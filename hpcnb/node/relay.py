@@ -191,7 +191,7 @@ class CellRelay:
         self._flush_output(cell)
         self._flush_progress(cell)
         spans: dict[int, bytes] = {}
-        strings: dict[int, list[str]] = {}
+        strings: dict[int, dict[int, str]] = {}
         lost: dict[int, int] = {}
         for rank in cell.members:
             spans[rank], strings[rank], lost[rank] = self._ranks[rank].take_spans(cell.number)

@@ -57,9 +57,9 @@ class RankCell:
 
     @classmethod
     def from_bytes(
-        cls, rank: int, start_ns: int, end_ns: int, packed: bytes, strings: Iterable[str], spans_lost: int = 0
+        cls, rank: int, start_ns: int, end_ns: int, packed: bytes, strings: Mapping[int, str], spans_lost: int = 0
     ) -> RankCell:
-        """From records as ``RingReader.drain`` gives them.
+        """From records as ``RingReader.drain`` gives them, and the strings they name, which are numbered anew.
 
         Raises:
             TimelineError: ``packed`` does not hold whole records.
@@ -70,7 +70,14 @@ class RankCell:
                 f"notebook and rank run different versions of hpcnb; install one version, then %hpc start"
             )
         spans: Spans = np.frombuffer(packed, dtype=SPAN_DTYPE)
-        return cls(rank, start_ns, end_ns, spans, tuple(strings), spans_lost)
+        if not strings:
+            return cls(rank, start_ns, end_ns, spans, spans_lost=spans_lost)
+        known = np.array(sorted({0, *strings}))  # 0 is the empty string
+        spans = spans.copy()
+        for field in ("group", "name", "source"):
+            place = np.searchsorted(known, spans[field]).clip(max=len(known) - 1)
+            spans[field] = np.where(known[place] == spans[field], place, 0)
+        return cls(rank, start_ns, end_ns, spans, ("", *(strings[number] for number in known[1:])), spans_lost)
 
     def of_cell(self, cell: int) -> RankCell:
         """The same with the records of that cell only."""

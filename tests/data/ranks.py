@@ -49,7 +49,8 @@ class Rank:
         if child is not None:
             self.write(Kind.CELL, start, end, child=child, source="")
         packed, lost = self.reader.drain()
-        return RankCell.from_bytes(self.rank, round(start * MS), round(end * MS), packed, self.reader.strings(), lost)
+        strings = dict(enumerate(self.reader.strings()))
+        return RankCell.from_bytes(self.rank, round(start * MS), round(end * MS), packed, strings, lost)
 
 
 def cell_of(ranks, *, submitted=0.0, done, cell=CELL, label=LABEL):

@@ -285,4 +285,4 @@ def test_pieces_along_tp_have_replicas_along_dp(settled4):
         "rows = distribute_tensor(torch.arange(8.0).reshape(4, 2), mesh['tp'], [Shard(0)])\n"
         "if rank == 3: rows.to_local().zero_()\nhpc.resync(rows)\nhpc.check_same(rows)",
     )
-    assert run(cluster4, "rows.to_local().tolist()").values[3] == "[[4.0, 5.0], [6.0, 7.0]]"
+    assert run(settled4, "rows.to_local().tolist()").values[3] == "[[4.0, 5.0], [6.0, 7.0]]"

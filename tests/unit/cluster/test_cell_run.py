@@ -212,7 +212,7 @@ def test_bars(run):
 
 def test_spans_wait_until_somebody_asks(run):
     run.submitted_ns = 5
-    feed(run, done(*map(reply, range(3)), spans={0: b"", 1: b"", 2: b""}, strings={0: ["", "x"]}, spans_lost={1: 7}))
+    feed(run, done(*map(reply, range(3)), spans={0: b"", 1: b"", 2: b""}, strings={0: {1: "x"}}, spans_lost={1: 7}))
     result = finish(run)
     assert result.spans is not None
     assert result.spans.times == {0: (10, 20), 1: (11, 21), 2: (12, 22)}

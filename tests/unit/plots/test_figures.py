@@ -50,7 +50,7 @@ def test_an_unknown_kind_names_those_there_are(trained):
     [
         (),
         (CellTimeline(3, "cell 3", 0, 1, ()),),
-        (CellTimeline(3, "cell 3", 5, 5, (RankCell.from_bytes(0, 5, 5, b"", [""]),)),),
+        (CellTimeline(3, "cell 3", 5, 5, (RankCell.from_bytes(0, 5, 5, b"", {}),)),),
     ],
     ids=["no cells", "no ranks", "no time"],
 )
@@ -136,7 +136,7 @@ def test_the_table_is_made_when_asked_for(figure, kind):
 
 
 def test_a_cell_of_a_nanosecond_is_drawn(kind):
-    figure = Timeline.of([CellTimeline(3, "cell 3", 5, 6, (RankCell.from_bytes(0, 5, 6, b"", [""]),))]).plot(kind)
+    figure = Timeline.of([CellTimeline(3, "cell 3", 5, 6, (RankCell.from_bytes(0, 5, 6, b"", {}),))]).plot(kind)
     assert figure.html
     assert figure.text.startswith("1 rank · 1e-06 ms")
 

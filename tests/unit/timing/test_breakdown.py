@@ -150,13 +150,13 @@ def test_the_time_of_lost_spans_is_in_other():
 
 
 def test_a_rank_without_records_is_all_other():
-    dead = RankCell.from_bytes(1, 2 * MS, 30 * MS, b"", [""])
+    dead = RankCell.from_bytes(1, 2 * MS, 30 * MS, b"", {})
     cell = cell_of([Rank(0).cell(1, 90, child=0), dead], done=100)
     assert milliseconds(cell, 1) == {"other": 28, "idle": 60, "dispatch": 12}
 
 
 def test_a_rank_that_reported_no_times_is_inside_the_cell():
-    cell = cell_of([RankCell.from_bytes(0, 0, 0, b"", [""])], submitted=50, done=80)
+    cell = cell_of([RankCell.from_bytes(0, 0, 0, b"", {})], submitted=50, done=80)
     assert milliseconds(cell) == {"dispatch": 30}
 
 
@@ -306,7 +306,7 @@ def test_every_millisecond_is_in_the_category_of_what_happened(programs, before,
 def test_records_that_were_lost_move_their_time_to_other(program, lost):
     whole = Simulated(0, program, start=0)
     packed = whole.cell.spans.tobytes()[lost * SPAN.size :]
-    part = RankCell.from_bytes(0, 0, whole.cell.end_ns, packed, whole.cell.strings, lost)
+    part = RankCell.from_bytes(0, 0, whole.cell.end_ns, packed, dict(enumerate(whole.cell.strings)), lost)
     before, after = (totals(cell_of([rank], done=whole.end + 2))[0] for rank in (whole.cell, part))
     assert sum(after.values()) == pytest.approx(whole.end + 2, abs=1e-6)
     assert min(after.values()) >= 0

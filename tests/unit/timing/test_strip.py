@@ -84,7 +84,7 @@ def test_several_places_are_not_told_as_one():
 
 
 def test_lost_spans_are_said():
-    cell = cell_of([RankCell.from_bytes(0, 0, 10 * MS, b"", [""], 1200)], done=10)
+    cell = cell_of([RankCell.from_bytes(0, 0, 10 * MS, b"", {}, 1200)], done=10)
     assert strip.words(cell) == "1 rank · 10 ms · other 100 % · 1,200 spans lost, their time is in other"
 
 
