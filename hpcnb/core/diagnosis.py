@@ -14,12 +14,14 @@ from typing import Any
 from hpcnb.core.board import Activity, number_of
 from hpcnb.core.ranks import RankSet
 
-__all__ = ["LEFT", "Diagnosis", "Hang", "Inside", "Issues", "RankFacts", "diagnose"]
+__all__ = ["LEFT", "Diagnosis", "Hang", "Inside", "Issues", "RankFacts", "diagnose", "roots"]
 
 
 _ABSENT = "does not run this cell"
 #: How a rank has left a cell that failed nowhere on it.
 LEFT = "ended the cell without it"
+#: How a rank has left a cell since its groups were broken by what happened to another.
+_FOLLOWED = "raised CollectiveAborted"
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class Diagnosis:
         waits: In words: who waits for whom, and is not stuck.
         awaited: Ranks that others wait for and that run code: a look at them tells where.
         transfers: Ranks whose operation all have issued: bytes should move there.
+        operations: Who takes part in each of these operations, and so may move bytes.
         orphans: Those of them whose operation includes a rank that has failed since.
     """
 
@@ -127,6 +130,7 @@ class Diagnosis:
     awaited: RankSet = field(default_factory=RankSet)
     transfers: RankSet = field(default_factory=RankSet)
     orphans: RankSet = field(default_factory=RankSet)
+    operations: tuple[RankSet, ...] = ()
 
     @property
     def stuck(self) -> RankSet:
@@ -177,7 +181,7 @@ def diagnose(facts: Mapping[int, RankFacts], cell: int, ranks: RankSet, gone: Ma
     )
     hangs = []
     for together in _components(stuck, missing, differing):
-        causes = [*_differences(together, inside, differing, facts), *_absences(together, missing, absent)]
+        causes = [*_differences(together, inside, differing, facts), *_absences(together, missing, absent, gone)]
         if not causes:
             causes = [_circle(together, inside, missing)]
         awaited = _all(missing[rank] for rank in together)
@@ -196,7 +200,23 @@ def diagnose(facts: Mapping[int, RankFacts], cell: int, ranks: RankSet, gone: Ma
         RankSet(peer for rank in waiting for peer in missing[rank] if peer not in inside),
         RankSet(rank for rank in waiting if not missing[rank]),
         RankSet(rank for rank in waiting if not missing[rank] and inside[rank].members & failed),
+        _operations({rank: each for rank, each in waiting.items() if not missing[rank]}),
     )
+
+
+def roots(gone: Mapping[int, str]) -> dict[int, str]:
+    """Ranks that left the cell for a reason of their own, and how; all where nobody has one."""
+    own = {rank: how for rank, how in gone.items() if how != _FOLLOWED}
+    return own if any(how != LEFT for how in own.values()) else dict(gone)
+
+
+def _operations(transfers: Mapping[int, Inside]) -> tuple[RankSet, ...]:
+    """Ranks of each operation that is under way."""
+    members: dict[tuple[int, int], RankSet] = {}
+    for rank, at in transfers.items():
+        where = (at.key, at.stamp)
+        members[where] = members.get(where, RankSet()) | at.members | RankSet([rank])
+    return tuple(members.values())
 
 
 def _components(stuck: set[int], missing: Mapping[int, RankSet], differing: Mapping[int, RankSet]) -> list[set[int]]:
@@ -256,11 +276,17 @@ def _absence(rank: int, facts: Mapping[int, RankFacts], ranks: RankSet, gone: Ma
     return ""
 
 
-def _absences(stuck: Iterable[int], missing: Mapping[int, RankSet], absent: Mapping[int, str]) -> list[str]:
+def _absences(
+    stuck: Iterable[int], missing: Mapping[int, RankSet], absent: Mapping[int, str], gone: Mapping[int, str]
+) -> list[str]:
+    reasons = {peer: absent[peer] for peer in _all(missing[rank] for rank in stuck) if absent[peer]}
+    if _FOLLOWED in reasons.values():  # what they followed is why, also where nobody waits for that rank
+        failed = {rank: words for rank, words in gone.items() if words not in (LEFT, _FOLLOWED)}
+        if failed:
+            reasons = {rank: words for rank, words in reasons.items() if words != _FOLLOWED} | failed
     how: dict[str, list[int]] = {}
-    for peer in _all(missing[rank] for rank in stuck):
-        if absent[peer]:
-            how.setdefault(absent[peer], []).append(peer)
+    for peer, words in sorted(reasons.items()):
+        how.setdefault(words, []).append(peer)
     return [f"{RankSet(peers).words()} {_plural(words) if len(peers) > 1 else words}" for words, peers in how.items()]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from hpcnb.core.diagnosis import LEFT, Diagnosis, Hang, diagnose
+from hpcnb.core.diagnosis import LEFT, Diagnosis, Hang, RankFacts, diagnose, roots
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.watch_events import (
     Action,
@@ -224,28 +224,30 @@ def _looked(watch: Watch, event: Looked) -> tuple[Watch, list[Action]]:
             if mismatch:
                 watch = replace(watch, mismatch=reason)  # told once, however many ranks find it
             actions = [*actions, Say(reason), ReleaseRanks(hang.ranks, reason, mismatch)]
-    if diagnosis.hangs:
-        return watch, actions
-    still = RankSet(
-        rank
-        for rank, _, since_s in watch.moved
-        if (fact := event.facts.get(rank)) is not None
-        and fact.inside is not None
-        and min(at_s - since_s, fact.inside.age_s) >= _STALL_S
-    )
+    if not diagnosis.hangs:
+        watch, more = _not_stuck(watch, event, diagnosis)
+        actions = [*actions, *more]
+    return watch, actions
+
+
+def _not_stuck(watch: Watch, event: Looked, diagnosis: Diagnosis) -> tuple[Watch, list[Action]]:
+    """Nobody waits in vain: give up an operation in which nothing moves, and look what takes so long."""
+    at_s = event.at_s
     # where messages are forwarded from rank to rank, one waits while others move them: nothing may move anywhere
-    stalled = RankSet() if diagnosis.transfers - still else diagnosis.orphans
+    still_s = [_still_s(watch, event.facts, members, at_s) for members in diagnosis.operations]
+    stalled = diagnosis.orphans if min(still_s, default=0.0) >= _STALL_S else RankSet()
     if stalled and watch.grace_s != float("inf"):
-        left = ", ".join(f"rank {rank} {how}" for rank, how in watch.gone)
+        left = ", ".join(f"rank {rank} {how}" for rank, how in roots(dict(watch.gone)).items())
         reason = f"nothing has moved for {_STALL_S:.0f} s; {left}"
         watch = replace(watch, released=watch.released | stalled, released_s=at_s, moved=())
-        return watch, [*actions, Say(reason), ReleaseRanks(stalled, reason)]
+        return watch, [Say(reason), ReleaseRanks(stalled, reason)]
     patience_s = max((fact.inside.age_s for fact in event.facts.values() if fact.inside is not None), default=0.0)
-    interesting = (diagnosis.awaited | diagnosis.transfers) & watch.running
+    interesting = watch.running & diagnosis.awaited
+    for members in diagnosis.operations:  # also who has gone on, and may still move bytes
+        interesting |= watch.running & members
     if interesting and patience_s > watch.grace_s and at_s - watch.looked_s > _LOOK_S:
-        watch = replace(watch, looked_s=at_s)
-        actions = [*actions, LookAtRanks(interesting)]
-    return watch, actions
+        return replace(watch, looked_s=at_s), [LookAtRanks(interesting)]
+    return watch, []
 
 
 def _is_mismatch(watch: Watch, hang: Hang) -> bool:
@@ -281,11 +283,21 @@ def _report(watch: Watch, event: Looked, diagnosis: Diagnosis) -> tuple[str, ...
         return ()
     places = dict(watch.places)
     where = [f"rank {rank} {places[rank]}" for rank in diagnosis.awaited & watch.running if rank in places]
-    still_s = [
-        min(event.at_s - since_s, fact.inside.age_s)
-        for rank, _, since_s in watch.moved
-        if rank in diagnosis.transfers and (fact := event.facts[rank]).inside is not None
-    ]
-    if still_s and min(still_s) > _STALL_S:
-        where.append(f"nothing has moved between these ranks for {min(still_s):.0f} s")
+    for members in diagnosis.operations:
+        still_s = _still_s(watch, event.facts, members, event.at_s)
+        if still_s > _STALL_S:
+            where.append(f"nothing has moved between {members.words()} for {still_s:.0f} s")
     return (*diagnosis.waits[:6], *where[:4])
+
+
+def _still_s(watch: Watch, facts: dict[int, RankFacts], members: RankSet, at_s: float) -> float:
+    """For how long nothing has moved on any rank of an operation; 0 where that is not known of all that run."""
+    since = {rank: since_s for rank, _, since_s in watch.moved}
+    still_s = []
+    for rank in members & watch.running:
+        if rank not in since:
+            return 0.0
+        fact = facts.get(rank)
+        age_s = fact.inside.age_s if fact is not None and fact.inside is not None else float("inf")
+        still_s.append(min(at_s - since[rank], age_s))
+    return min(still_s, default=0.0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hpcnb.core import messages as m
 from hpcnb.core.board import Activity, stamp
-from hpcnb.core.diagnosis import Inside, Issues, RankFacts, diagnose
+from hpcnb.core.diagnosis import Inside, Issues, RankFacts, diagnose, roots
 from hpcnb.core.ranks import RankSet
 
 CELL = 5
@@ -145,6 +145,31 @@ CASES = {
         {**{rank: waits(WORLD, 7) for rank in (0, 1, 2)}, 3: computes({WORLD: 6}, is_unwatched=True)},
         Expected(ranks(0, 1, 2), ("rank 3 raised ValueError",)),
         gone={3: "raised ValueError"},
+    ),
+    "who only followed is no cause: the root is": Case(
+        {1: waits(WORLD, 7)},
+        Expected(ranks(1), ("rank 3 was ended by SIGKILL",)),
+        gone={0: "raised CollectiveAborted", 2: "raised CollectiveAborted", 3: "was ended by SIGKILL"},
+    ),
+    "the root is named although nobody who waits takes part with it": Case(
+        {0: waits(LEFT, 7)},
+        Expected(ranks(0), ("rank 3 raised ValueError",)),
+        gone={1: "raised CollectiveAborted", 3: "raised ValueError"},
+    ),
+    "who left without it is a cause beside the root": Case(
+        {0: waits(WORLD, 7)},
+        Expected(ranks(0), ("rank 1 ended the cell without it", "rank 3 raised ValueError")),
+        gone={1: "ended the cell without it", 2: "raised CollectiveAborted", 3: "raised ValueError"},
+    ),
+    "the root is not known": Case(
+        {0: waits(WORLD, 7), 3: IDLE},
+        Expected(ranks(0), ("ranks 1,2 raised CollectiveAborted", "rank 3 ended the cell without it")),
+        gone={1: "raised CollectiveAborted", 2: "raised CollectiveAborted", 3: "ended the cell without it"},
+    ),
+    "a failure elsewhere is no cause of this hang": Case(
+        {0: waits(LEFT, 7)},
+        Expected(ranks(0), ("rank 1 raised KeyError",)),
+        gone={1: "raised KeyError", 3: "raised ValueError"},
     ),
     "a circle over two groups": Case(
         {0: waits(LEFT, 1, name="all_gather"), 1: waits(RIGHT, 1)},
@@ -373,6 +398,32 @@ def test_an_operation_that_all_have_issued_and_one_has_left_is_an_orphan():
     assert (found.transfers, found.orphans) == (ranks(0, 1), ranks())
     found = diagnose({**facts, 2: computes({WORLD: 6})}, CELL, ALL, {})
     assert (found.transfers, found.awaited) == (ranks(), ranks(2))
+
+
+def test_operations_under_way_are_told_with_all_who_take_part():
+    facts = {
+        0: waits(LEFT, 7), 1: computes({LEFT: 7, P2P12: 0}), 2: waits(P2P23, 3, name="send"),
+        3: waits(P2P23, 3, name="recv"),
+    }  # fmt: skip
+    assert diagnose(facts, CELL, ALL, {}).operations == (ranks(0, 1), ranks(2, 3))
+    assert diagnose({**facts, 1: computes({LEFT: 6})}, CELL, ALL, {}).operations == (ranks(2, 3),)
+
+
+@pytest.mark.parametrize(
+    ("gone", "expected"),
+    [
+        ({}, {}),
+        ({1: "raised ValueError"}, {1: "raised ValueError"}),
+        ({0: "raised CollectiveAborted", 1: "raised ValueError"}, {1: "raised ValueError"}),
+        ({0: "raised CollectiveAborted"}, {0: "raised CollectiveAborted"}),
+        (
+            {0: "raised CollectiveAborted", 1: "ended the cell without it"},
+            {0: "raised CollectiveAborted", 1: "ended the cell without it"},
+        ),
+    ],
+)
+def test_who_has_left_for_a_reason_of_its_own(gone, expected):
+    assert roots(gone) == expected
 
 
 def test_a_long_circle_is_cut():
