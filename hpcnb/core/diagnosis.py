@@ -1,8 +1,9 @@
 """Who waits for whom, and who waits in vain: pure, over what ranks say of themselves on their node's board.
 
 A rank waits in vain if somebody who takes part in its operation will never issue it: it has left the cell, it is
-dead, it called something else, or it waits in vain itself (in a circle, for example). A rank that waits for one that
-computes, or whose operation all have issued (bytes are under way), only waits.
+dead, it called something else, or it waits in vain itself (in a circle, for example). Where any of several will do
+(a receive without a source), it waits in vain if none of them will ever come. A rank that waits for one that computes,
+or whose operation all have issued (bytes are under way), only waits.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Inside:
         stamp: Order in that channel.
         members: Ranks that take part.
         age_s: How long ago it was issued.
+        is_any: One of the others is enough; none of them has come yet.
     """
 
     what: str
@@ -41,6 +43,7 @@ class Inside:
     stamp: int
     members: RankSet
     age_s: float
+    is_any: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,9 @@ class RankFacts:
         inside = self.inside
         return [
             self.activity, self.cell, self.is_stopped,
-            None if inside is None else [inside.what, inside.key, inside.stamp, inside.members, inside.age_s],
+            None if inside is None else [
+                inside.what, inside.key, inside.stamp, inside.members, inside.age_s, inside.is_any,
+            ],
             {key: [issues.newest, issues.last] for key, issues in self.issues.items()}, self.is_unwatched,
         ]  # fmt: skip
 
@@ -171,7 +176,8 @@ def diagnose(facts: Mapping[int, RankFacts], cell: int, ranks: RankSet, gone: Ma
         moving = {
             rank
             for rank in stuck
-            if not differing[rank] and not any(absent[peer] or peer in stuck for peer in missing[rank])
+            if not differing[rank]
+            and _may_go_on(inside[rank], [not absent[p] and p not in stuck for p in missing[rank]])
         }
         if not moving:
             break
@@ -234,6 +240,8 @@ def _components(stuck: set[int], missing: Mapping[int, RankSet], differing: Mapp
 
 def _missing(rank: int, waits_in: Inside, facts: Mapping[int, RankFacts]) -> RankSet:
     """Who has not issued the operation that ``rank`` waits in."""
+    if waits_in.is_any:
+        return waits_in.members - RankSet([rank])
     missing = []
     for peer in waits_in.members:
         if peer == rank:
@@ -245,6 +253,10 @@ def _missing(rank: int, waits_in: Inside, facts: Mapping[int, RankFacts]) -> Ran
         if issues is None or issues.newest < waits_in.stamp:
             missing.append(peer)
     return RankSet(missing)
+
+
+def _may_go_on(waits_in: Inside, may_come: list[bool]) -> bool:
+    return any(may_come) if waits_in.is_any else all(may_come)
 
 
 def _differing(rank: int, waits_in: Inside, facts: Mapping[int, RankFacts]) -> RankSet:
@@ -317,20 +329,29 @@ def _differences(
 
 
 def _circle(stuck: Iterable[int], inside: Mapping[int, Inside], missing: Mapping[int, RankSet]) -> str:
-    parts = [f"rank {rank} waits in {inside[rank].what} for {missing[rank].words()}" for rank in sorted(stuck)]
+    parts = [
+        f"rank {rank} waits in {inside[rank].what} for {_whom(inside[rank], missing[rank])}" for rank in sorted(stuck)
+    ]
     return "they wait for each other: " + "; ".join(parts[:8])
 
 
+def _whom(waits_in: Inside, missing: RankSet) -> str:
+    """Who is waited for, in words; "" for nobody."""
+    if not missing:
+        return ""
+    return f"any of {missing.words()}" if waits_in.is_any and len(missing) > 1 else missing.words()
+
+
 def _waits(waiting: Mapping[int, Inside], missing: Mapping[int, RankSet]) -> list[str]:
-    groups: dict[tuple[str, RankSet], list[int]] = {}
+    groups: dict[tuple[str, str], list[int]] = {}
     for rank, at in waiting.items():
-        groups.setdefault((at.what, missing[rank]), []).append(rank)
+        groups.setdefault((at.what, _whom(at, missing[rank])), []).append(rank)
     lines = []
     for (what, peers), ranks in groups.items():
         age_s = max(waiting[rank].age_s for rank in ranks)
         plural = "s" if len(ranks) == 1 else ""
         if peers:
-            lines.append(f"{RankSet(ranks).words()} wait{plural} in {what} for {peers.words()}, since {age_s:.0f} s")
+            lines.append(f"{RankSet(ranks).words()} wait{plural} in {what} for {peers}, since {age_s:.0f} s")
         else:
             lines.append(f"{RankSet(ranks).words()} transfer{plural} in {what}, since {age_s:.0f} s")
     return lines

@@ -41,6 +41,13 @@ def computes(also=None, **changes):
     return RankFacts(**{"activity": Activity.CELL, "cell": CELL, "issues": issues, **changes})
 
 
+def receives(members=(0, 1, 2, 3), age_s=3.0):
+    """A rank that receives from whichever of the others sends first."""
+    return RankFacts(
+        Activity.CELL, CELL, inside=Inside("recv from any rank #1 (4 B)", 0, 1, RankSet(members), age_s, is_any=True)
+    )
+
+
 IDLE = RankFacts(Activity.IDLE)
 
 
@@ -145,6 +152,56 @@ CASES = {
         {**{rank: waits(WORLD, 7) for rank in (0, 1, 2)}, 3: computes({WORLD: 6}, is_unwatched=True)},
         Expected(ranks(0, 1, 2), ("rank 3 raised ValueError",)),
         gone={3: "raised ValueError"},
+    ),
+    "a receive from anybody, and one still computes": Case(
+        {0: receives(), 1: computes()},
+        Expected(
+            ranks(), waits=("rank 0 waits in recv from any rank #1 (4 B) for any of ranks 1-3, since 3 s",),
+            awaited=ranks(1, 2, 3),
+        ),
+        gone={2: "raised ValueError", 3: "was ended by SIGKILL"},
+    ),
+    "a receive from anybody, and nobody is left": Case(
+        {0: receives(), 3: IDLE},
+        Expected(ranks(0), ("rank 1 raised ValueError", "rank 2 ended the cell without it", "rank 3 does not run this cell")),
+        gone={1: "raised ValueError", 2: "ended the cell without it"},
+        on=ranks(0, 1, 2),
+    ),
+    "a receive from anybody, and of the others one transfers": Case(
+        {0: receives(), 1: waits(P2P12, 3, name="send"), 2: waits(P2P12, 3, name="recv")},
+        Expected(
+            ranks(),
+            waits=(
+                "rank 0 waits in recv from any rank #1 (4 B) for any of ranks 1-3, since 3 s",
+                "rank 1 transfers in send #3 (32 B, line 3), since 3 s",
+                "rank 2 transfers in recv #3 (32 B, line 3), since 3 s",
+            ),
+            awaited=ranks(3),
+        ),
+        gone={3: "raised ValueError"},
+    ),
+    "a receive from anybody, and all others wait for it": Case(
+        {0: receives([0, 1, 2]), **{rank: waits(WORLD, 7) for rank in (1, 2, 3)}},
+        Expected(
+            ALL,
+            (
+                ("they wait for each other: rank 0 waits in recv from any rank #1 (4 B) for any of ranks 1,2; "
+                "rank 1 waits in all_reduce #7 (32 B, line 7) for rank 0; "
+                "rank 2 waits in all_reduce #7 (32 B, line 7) for rank 0; "
+                "rank 3 waits in all_reduce #7 (32 B, line 7) for rank 0"),
+            ),
+        ),
+    ),
+    "two receive from anybody, and one of them could be served": Case(
+        {0: receives([0, 1]), 1: receives([0, 1, 2]), 2: computes()},
+        Expected(
+            ranks(),
+            waits=(
+                "rank 0 waits in recv from any rank #1 (4 B) for rank 1, since 3 s",
+                "rank 1 waits in recv from any rank #1 (4 B) for any of ranks 0,2, since 3 s",
+            ),
+            awaited=ranks(2),
+        ),
     ),
     "who only followed is no cause: the root is": Case(
         {1: waits(WORLD, 7)},
@@ -455,10 +512,12 @@ def vain(facts, on, gone):
 
     def missing(rank):
         at = facts[rank].inside
-        return [peer for peer in at.members if peer != rank and number(peer, at.key) < at.stamp]
+        return [peer for peer in at.members if peer != rank and (at.is_any or number(peer, at.key) < at.stamp)]
 
     def is_mismatched(rank):
         at = facts[rank].inside
+        if at.is_any:
+            return False
         mine = called(rank, at.key, at.stamp)
         theirs = [called(peer, at.key, at.stamp) for peer in at.members]
         return any(each is not None and each[0] != mine[0] for each in theirs)
@@ -471,7 +530,10 @@ def vain(facts, on, gone):
             return True  # a circle
         if is_mismatched(rank):
             return True
-        return any(never_comes(peer) or (peer in inside and reaches(peer, (*path, rank))) for peer in missing(rank))
+        quantifier = all if facts[rank].inside.is_any else any
+        return quantifier(
+            never_comes(peer) or (peer in inside and reaches(peer, (*path, rank))) for peer in missing(rank)
+        )
 
     return {rank for rank in inside if reaches(rank, ())}
 
@@ -505,6 +567,8 @@ def worlds(draw):
             inside = Inside(
                 f"all_reduce #{issues[key]}", key, issues[key], RankSet(groups[key - 1]), draw(st.floats(0, 9))
             )
+            if draw(st.integers(0, 3)) == 0:
+                inside = Inside("recv from any rank #1", 0, 1, RankSet(groups[key - 1]), inside.age_s, is_any=True)
         said = {
             key: Issues(
                 newest, {number: (draw(st.sampled_from([1] * 9 + [2])), "f()") for number in range(1, newest + 1)}

@@ -185,6 +185,44 @@ def test_a_rank_that_leaves_is_given_the_grace_period_from_then_on():
     ]
 
 
+def receives(age_s):
+    return RankFacts(Activity.CELL, CELL, inside=Inside("recv from any rank #1", 0, 1, ALL, age_s, is_any=True))
+
+
+def test_a_receive_from_anybody_is_released_when_the_last_who_might_have_sent_has_left():
+    events = [
+        Looked(20.0, {0: receives(20.0), 1: computing(), 2: computing()}),
+        Replied(2, 20.0, "raised ValueError"),
+        Looked(40.0, {0: receives(40.0), 1: computing()}),  # it may still send
+        Replied(1, 50.0),
+        Looked(50.1, {0: receives(50.1)}),
+        Looked(50.9, {0: receives(50.9)}),
+    ]
+    watch, happened = run(watch_of(), *events)
+    assert {type(action) for _, action in happened} == {LookAtRanks}
+    reason = "rank 1 ended the cell without it; rank 2 raised ValueError"
+    _, happened = run(watch, Looked(51.0, {0: receives(51.0)}))
+    assert happened == [(51.0, Say(reason)), (51.0, ReleaseRanks(ranks(0), reason))]
+
+
+def test_a_receive_from_anybody_whose_message_is_there_is_none_of_ours():
+    """The sender has left right after it: the rank is then told as one that goes on (observer.py)."""
+    events = [Looked(5.0, {0: receives(5.0), 1: computing(), 2: computing()}), Replied(1, 5.1), Replied(2, 5.1)]
+    _, happened = run(watch_of(), *events, *(Looked(at_s, {0: computing()}) for at_s in (6.0, 9.0, 90.0)))
+    assert not [action for _, action in happened if isinstance(action, ReleaseRanks)]
+
+
+def test_a_group_that_is_made_waits_for_its_ranks_and_not_for_one_that_raised():
+    at_s = 30.0
+    making = {rank: inside(ALL, at_s, name="new_group") for rank in (0, 1)}
+    watch, happened = run(watch_of(), Looked(at_s, {**making, 2: computing()}))  # it is only later
+    assert [type(action) for _, action in happened] == [LookAtRanks]
+    assert watch.report == ("ranks 0,1 wait in new_group #1 for rank 2, since 30 s",)
+    _, happened = run(watch, Replied(2, 31.0, "raised ValueError"), Looked(32.0, making))
+    words = "rank 2 raised ValueError"
+    assert happened == [(32.0, Say(words)), (32.0, ReleaseRanks(ranks(0, 1), words))]
+
+
 def test_a_process_that_ended_is_beyond_doubt():
     events = [
         waiting_for([2], 10.5, since_s=10.25),
