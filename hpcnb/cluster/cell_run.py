@@ -246,8 +246,10 @@ class CellRun:
 
     def _done(self, message: m.CellDone) -> list[watch.Action]:
         actions = self._take(message.replies)
-        for rank in self.watch.running:  # ended before the cell reached them
-            actions += self.tell(watch.Exited(rank, self._clock()))
+        for rank in self.watch.running:  # before the cell reached them, or while no notebook was there to hear how
+            exited = self.result.exit_details[rank] = RankExit(None)
+            self.result.exits[rank] = None
+            actions += self.tell(watch.Exited(rank, self._clock(), str(exited)))
         self.result.spans = RawSpans(
             self.submitted_ns,
             message.done_ns if self._is_told else perf_counter_ns(),

@@ -59,7 +59,7 @@ class RankExit:
     """How a rank's process ended during a cell.
 
     Attributes:
-        status: As in ``Popen.returncode``: negative is the signal.
+        status: As in ``Popen.returncode``: negative is the signal; None if nobody saw it.
         last_lines: What it said last.
         was_in: The operation it waited in; "" if none.
         last_operation: The last one of the cell that was over; "" if none.
@@ -67,7 +67,7 @@ class RankExit:
         was_out_of_memory: The kernel killed it for want of memory.
     """
 
-    status: int
+    status: int | None
     last_lines: list[str] = field(default_factory=list)
     was_in: str = ""
     last_operation: str = ""
@@ -77,6 +77,8 @@ class RankExit:
     def __str__(self) -> str:
         if self.was_out_of_memory:
             return f"was killed: out of memory ({self.memory_mb:,.0f} MB resident when last seen)"
+        if self.status is None:
+            return "ended before it answered"
         if self.status >= 0:
             return f"ended its process with status {self.status}"
         import signal
@@ -121,7 +123,8 @@ class CellResult:
         errors: ``{rank: RankError}``.
         items: The merged output, grouped by the exact set of ranks.
         displays: Rich outputs; items of kind ``display`` and ``value`` refer to them by index.
-        exits: ``{rank: status}`` of ranks that ended during the cell; a negative status is a signal.
+        exits: ``{rank: status}`` of ranks that ended during the cell; a negative status is a signal, None
+            is one that nobody saw.
         busy: Ranks that had not answered when the prompt came back.
         interrupted: Whether the cell was interrupted.
         timeout_s: The timeout that ended the cell; None if none did.
@@ -144,7 +147,7 @@ class CellResult:
     errors: dict[int, RankError] = field(default_factory=dict)
     items: list[Item] = field(default_factory=list)
     displays: list[RichOutput] = field(default_factory=list)
-    exits: dict[int, int] = field(default_factory=dict)
+    exits: dict[int, int | None] = field(default_factory=dict)
     exit_details: dict[int, RankExit] = field(default_factory=dict)
     busy: RankSet = field(default_factory=RankSet)
     busy_states: dict[int, str] = field(default_factory=dict)

@@ -26,6 +26,7 @@ from typing import NamedTuple
 from hpcnb.core.spans import HEADER_BYTES, ring_bytes
 
 __all__ = [
+    "ANYBODY",
     "HISTORY",
     "NUM_CHANNELS",
     "Activity",
@@ -36,6 +37,7 @@ __all__ = [
     "Issued",
     "channel_key",
     "generation_of",
+    "message_key",
     "new_board",
     "number_of",
     "stamp",
@@ -45,6 +47,8 @@ __all__ = [
 NUM_SLOTS = 16384
 #: Operations of a channel that can still be looked up; a rank waits before it runs further ahead of a peer.
 HISTORY = 64
+#: Instead of a peer: who waits for a message from whichever rank of the group sends first.
+ANYBODY = -2
 #: Process groups plus peers and tags (point-to-point) of a rank that are watched.
 NUM_CHANNELS = 256
 
@@ -122,6 +126,14 @@ def channel_key(*parts: object) -> int:
     """The same number on every rank for the same parts; never 0."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") or 1
+
+
+def message_key(group: int | str, sender: int, receiver: int, tag: int) -> int:
+    """Channel of the messages from one rank to another; ``group`` is the channel of the group's collectives.
+
+    So whoever knows the group, as the agent does, finds its messages.
+    """
+    return channel_key("messages", group, sender, receiver, tag)
 
 
 def new_board(num_ranks: int) -> mmap.mmap:

@@ -1,92 +1,28 @@
 """Who waits for whom, and who waits in vain: pure, over what ranks say of themselves on their node's board.
 
 A rank waits in vain if somebody who takes part in its operation will never issue it: it has left the cell, it is
-dead, it called something else, or it waits in vain itself (in a circle, for example). A rank that waits for one that
-computes, or whose operation all have issued (bytes are under way), only waits.
+dead, it called something else, or it waits in vain itself (in a circle, for example). Where any of several will do
+(a receive without a source), it waits in vain if none of them will ever come. A rank that waits for one that computes,
+or whose operation all have issued (bytes are under way), only waits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from hpcnb.core.board import Activity, number_of
+from hpcnb.core.rank_facts import Inside, Issues, RankFacts
 from hpcnb.core.ranks import RankSet
 
-__all__ = ["LEFT", "Diagnosis", "Hang", "Inside", "Issues", "RankFacts", "diagnose"]
+__all__ = ["LEFT", "Diagnosis", "Hang", "Inside", "Issues", "RankFacts", "diagnose", "roots"]
 
 
 _ABSENT = "does not run this cell"
 #: How a rank has left a cell that failed nowhere on it.
 LEFT = "ended the cell without it"
-
-
-@dataclass(frozen=True)
-class Inside:
-    """The operation that a rank's main thread waits in.
-
-    Attributes:
-        what: ``all_reduce #17 (4.2 MB, line 6)``.
-        key: Channel on the board; 0 if it has none.
-        stamp: Order in that channel.
-        members: Ranks that take part.
-        age_s: How long ago it was issued.
-    """
-
-    what: str
-    key: int
-    stamp: int
-    members: RankSet
-    age_s: float
-
-
-@dataclass(frozen=True)
-class Issues:
-    """What a rank has issued in one channel: the newest stamp, and ``{stamp: (signature, words)}`` of the last few."""
-
-    newest: int
-    last: dict[int, tuple[int, str]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RankFacts:
-    """What is known of a rank at one moment.
-
-    Attributes:
-        activity: See :class:`hpcnb.core.board.Activity`.
-        cell: The cell it runs; 0 if none.
-        is_stopped: Somebody sent it SIGSTOP.
-        inside: What it waits in.
-        issues: What it has issued, by channel; only channels in which some rank waits.
-        is_unwatched: It uses more channels than the board holds: what is missing in ``issues`` says nothing.
-    """
-
-    activity: int
-    cell: int = 0
-    is_stopped: bool = False
-    inside: Inside | None = None
-    issues: dict[int, Issues] = field(default_factory=dict)
-    is_unwatched: bool = False
-
-    def pack(self) -> list[Any]:
-        """As msgpack values."""
-        inside = self.inside
-        return [
-            self.activity, self.cell, self.is_stopped,
-            None if inside is None else [inside.what, inside.key, inside.stamp, inside.members, inside.age_s],
-            {key: [issues.newest, issues.last] for key, issues in self.issues.items()}, self.is_unwatched,
-        ]  # fmt: skip
-
-    @classmethod
-    def unpack(cls, packed: list[Any]) -> RankFacts:
-        """Inverse of :meth:`pack`."""
-        activity, cell, is_stopped, inside, issues, is_unwatched = packed
-        return cls(
-            activity, cell, is_stopped, None if inside is None else Inside(*inside),
-            {key: Issues(newest, {stamp: tuple(each) for stamp, each in last.items()})
-             for key, (newest, last) in issues.items()}, is_unwatched,
-        )  # fmt: skip
+#: How a rank has left a cell since its groups were broken by what happened to another.
+_FOLLOWED = "raised CollectiveAborted"
 
 
 @dataclass(frozen=True)
@@ -118,6 +54,7 @@ class Diagnosis:
         waits: In words: who waits for whom, and is not stuck.
         awaited: Ranks that others wait for and that run code: a look at them tells where.
         transfers: Ranks whose operation all have issued: bytes should move there.
+        operations: Who takes part in each of these operations, and so may move bytes.
         orphans: Those of them whose operation includes a rank that has failed since.
     """
 
@@ -127,6 +64,7 @@ class Diagnosis:
     awaited: RankSet = field(default_factory=RankSet)
     transfers: RankSet = field(default_factory=RankSet)
     orphans: RankSet = field(default_factory=RankSet)
+    operations: tuple[RankSet, ...] = ()
 
     @property
     def stuck(self) -> RankSet:
@@ -167,7 +105,8 @@ def diagnose(facts: Mapping[int, RankFacts], cell: int, ranks: RankSet, gone: Ma
         moving = {
             rank
             for rank in stuck
-            if not differing[rank] and not any(absent[peer] or peer in stuck for peer in missing[rank])
+            if not differing[rank]
+            and _may_go_on(inside[rank], [not absent[p] and p not in stuck for p in missing[rank]])
         }
         if not moving:
             break
@@ -177,7 +116,7 @@ def diagnose(facts: Mapping[int, RankFacts], cell: int, ranks: RankSet, gone: Ma
     )
     hangs = []
     for together in _components(stuck, missing, differing):
-        causes = [*_differences(together, inside, differing, facts), *_absences(together, missing, absent)]
+        causes = [*_differences(together, inside, differing, facts), *_absences(together, missing, absent, gone)]
         if not causes:
             causes = [_circle(together, inside, missing)]
         awaited = _all(missing[rank] for rank in together)
@@ -196,7 +135,23 @@ def diagnose(facts: Mapping[int, RankFacts], cell: int, ranks: RankSet, gone: Ma
         RankSet(peer for rank in waiting for peer in missing[rank] if peer not in inside),
         RankSet(rank for rank in waiting if not missing[rank]),
         RankSet(rank for rank in waiting if not missing[rank] and inside[rank].members & failed),
+        _operations({rank: each for rank, each in waiting.items() if not missing[rank]}),
     )
+
+
+def roots(gone: Mapping[int, str]) -> dict[int, str]:
+    """Ranks that left the cell for a reason of their own, and how; all where nobody has one."""
+    own = {rank: how for rank, how in gone.items() if how != _FOLLOWED}
+    return own if any(how != LEFT for how in own.values()) else dict(gone)
+
+
+def _operations(transfers: Mapping[int, Inside]) -> tuple[RankSet, ...]:
+    """Ranks of each operation that is under way."""
+    members: dict[tuple[int, int], RankSet] = {}
+    for rank, at in transfers.items():
+        where = (at.key, at.stamp)
+        members[where] = members.get(where, RankSet()) | at.members | RankSet([rank])
+    return tuple(members.values())
 
 
 def _components(stuck: set[int], missing: Mapping[int, RankSet], differing: Mapping[int, RankSet]) -> list[set[int]]:
@@ -214,6 +169,8 @@ def _components(stuck: set[int], missing: Mapping[int, RankSet], differing: Mapp
 
 def _missing(rank: int, waits_in: Inside, facts: Mapping[int, RankFacts]) -> RankSet:
     """Who has not issued the operation that ``rank`` waits in."""
+    if waits_in.is_any:
+        return waits_in.members - RankSet([rank])
     missing = []
     for peer in waits_in.members:
         if peer == rank:
@@ -225,6 +182,10 @@ def _missing(rank: int, waits_in: Inside, facts: Mapping[int, RankFacts]) -> Ran
         if issues is None or issues.newest < waits_in.stamp:
             missing.append(peer)
     return RankSet(missing)
+
+
+def _may_go_on(waits_in: Inside, may_come: list[bool]) -> bool:
+    return any(may_come) if waits_in.is_any else all(may_come)
 
 
 def _differing(rank: int, waits_in: Inside, facts: Mapping[int, RankFacts]) -> RankSet:
@@ -256,11 +217,17 @@ def _absence(rank: int, facts: Mapping[int, RankFacts], ranks: RankSet, gone: Ma
     return ""
 
 
-def _absences(stuck: Iterable[int], missing: Mapping[int, RankSet], absent: Mapping[int, str]) -> list[str]:
+def _absences(
+    stuck: Iterable[int], missing: Mapping[int, RankSet], absent: Mapping[int, str], gone: Mapping[int, str]
+) -> list[str]:
+    reasons = {peer: absent[peer] for peer in _all(missing[rank] for rank in stuck) if absent[peer]}
+    if _FOLLOWED in reasons.values():  # what they followed is why, also where nobody waits for that rank
+        failed = {rank: words for rank, words in gone.items() if words not in (LEFT, _FOLLOWED)}
+        if failed:
+            reasons = {rank: words for rank, words in reasons.items() if words != _FOLLOWED} | failed
     how: dict[str, list[int]] = {}
-    for peer in _all(missing[rank] for rank in stuck):
-        if absent[peer]:
-            how.setdefault(absent[peer], []).append(peer)
+    for peer, words in sorted(reasons.items()):
+        how.setdefault(words, []).append(peer)
     return [f"{RankSet(peers).words()} {_plural(words) if len(peers) > 1 else words}" for words, peers in how.items()]
 
 
@@ -291,20 +258,29 @@ def _differences(
 
 
 def _circle(stuck: Iterable[int], inside: Mapping[int, Inside], missing: Mapping[int, RankSet]) -> str:
-    parts = [f"rank {rank} waits in {inside[rank].what} for {missing[rank].words()}" for rank in sorted(stuck)]
+    parts = [
+        f"rank {rank} waits in {inside[rank].what} for {_whom(inside[rank], missing[rank])}" for rank in sorted(stuck)
+    ]
     return "they wait for each other: " + "; ".join(parts[:8])
 
 
+def _whom(waits_in: Inside, missing: RankSet) -> str:
+    """Who is waited for, in words; "" for nobody."""
+    if not missing:
+        return ""
+    return f"any of {missing.words()}" if waits_in.is_any and len(missing) > 1 else missing.words()
+
+
 def _waits(waiting: Mapping[int, Inside], missing: Mapping[int, RankSet]) -> list[str]:
-    groups: dict[tuple[str, RankSet], list[int]] = {}
+    groups: dict[tuple[str, str], list[int]] = {}
     for rank, at in waiting.items():
-        groups.setdefault((at.what, missing[rank]), []).append(rank)
+        groups.setdefault((at.what, _whom(at, missing[rank])), []).append(rank)
     lines = []
     for (what, peers), ranks in groups.items():
         age_s = max(waiting[rank].age_s for rank in ranks)
         plural = "s" if len(ranks) == 1 else ""
         if peers:
-            lines.append(f"{RankSet(ranks).words()} wait{plural} in {what} for {peers.words()}, since {age_s:.0f} s")
+            lines.append(f"{RankSet(ranks).words()} wait{plural} in {what} for {peers}, since {age_s:.0f} s")
         else:
             lines.append(f"{RankSet(ranks).words()} transfer{plural} in {what}, since {age_s:.0f} s")
     return lines

@@ -3,17 +3,38 @@
 Fed with events, which carry their times; returns actions. Knows no clock, no process and no socket.
 
 A rank that waits in vain (diagnosis.py) for longer than the grace period is released: its wait raises, its names
-stay. Ctrl-C has two levels. The first press stops all ranks at the next step that they can agree on; where there is
-none, or it does not come within a second, it interrupts Python code and releases ranks that wait. The second press
-shows every rank's stack, and ends ranks that do not answer even then.
+stay. What happens and what is done about it are values (watch_events.py, whose names are also here); what Ctrl-C
+does is decided in watch_interrupt.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from hpcnb.core.diagnosis import LEFT, Diagnosis, Hang, RankFacts, diagnose
+from hpcnb.core.diagnosis import LEFT, Diagnosis, Hang, RankFacts, diagnose, roots
 from hpcnb.core.ranks import RankSet
+from hpcnb.core.watch_events import (
+    Action,
+    BoundaryFound,
+    CellEnds,
+    ContinueRanks,
+    EndRanks,
+    Event,
+    Exited,
+    InterruptAsked,
+    InterruptRanks,
+    LetGo,
+    Located,
+    LookAtRanks,
+    Looked,
+    ReleaseRanks,
+    Replied,
+    Say,
+    StopAtBoundary,
+    Tick,
+    TimedOut,
+)
+from hpcnb.core.watch_interrupt import Interrupt, boundary_found, press, tick, time_out
 
 __all__ = [
     "GRACE_S",
@@ -44,159 +65,12 @@ __all__ = [
 GRACE_S = 1.0
 #: ... or after so long where a process has ended, which is beyond doubt.
 _EXIT_GRACE_S = 0.2
-#: All ranks may take so long to come to the step at which they stop.
-_BOUNDARY_S = 1.0
-#: After a signal, ranks that still run are released from what they wait in.
-_SIGNAL_S = 0.25
-#: The prompt comes back so long after Ctrl-C, whatever ranks do; a second press within this time ends them.
-_PROMPT_S = 3.0
-#: Ranks have so long to answer the second press.
-_LAST_WORDS_S = 0.5
 #: A release that did not help is tried again.
 _AGAIN_S = 2.0
 #: Where awaited ranks are, and whether bytes move, is looked up so often.
 _LOOK_S = 2.0
 #: An operation that all have issued, one of whom has failed since, is given up when nothing has moved for so long.
 _STALL_S = 10.0
-
-
-@dataclass(frozen=True)
-class Replied:
-    """A rank answered; ``how`` in words if it raised: ``raised ValueError``."""
-
-    rank: int
-    at_s: float = 0.0
-    how: str = ""
-    mismatch: str = ""  # the words of a CollectiveMismatch
-
-
-@dataclass(frozen=True)
-class Exited:
-    """A rank's process ended, in words: ``was ended by SIGKILL``."""
-
-    rank: int
-    at_s: float = 0.0
-    how: str = "ended"
-
-
-@dataclass(frozen=True)
-class Looked:
-    """Where ranks are."""
-
-    at_s: float
-    facts: dict[int, RankFacts]
-
-
-@dataclass(frozen=True)
-class Located:
-    """What a rank's Python code does, in words: ``is at line 5: x = f(x)``; and bytes moved so far, -1 if unknown."""
-
-    rank: int
-    at_s: float
-    words: str
-    moved_bytes: int = -1
-
-
-@dataclass(frozen=True)
-class InterruptAsked:
-    """The person pressed Ctrl-C, or called interrupt()."""
-
-    at_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class BoundaryFound:
-    """Whether ranks can agree on a step to stop at."""
-
-    found: bool
-    at_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class TimedOut:
-    """The cell ran longer than its timeout."""
-
-    at_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class LetGo:
-    """The notebook lets go of the cluster; nothing more will be heard."""
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed."""
-
-    at_s: float
-
-
-Event = Replied | Exited | Looked | Located | InterruptAsked | BoundaryFound | TimedOut | LetGo | Tick
-
-
-@dataclass(frozen=True)
-class StopAtBoundary:
-    """Ask these ranks to stop at a step that all can agree on."""
-
-    ranks: RankSet
-
-
-@dataclass(frozen=True)
-class InterruptRanks:
-    """Send SIGINT to these ranks."""
-
-    ranks: RankSet
-
-
-@dataclass(frozen=True)
-class ReleaseRanks:
-    """Let these ranks go from what they wait in."""
-
-    ranks: RankSet
-    reason: str
-    mismatch: bool = False
-
-
-@dataclass(frozen=True)
-class ContinueRanks:
-    """Send SIGCONT to these ranks."""
-
-    ranks: RankSet
-
-
-@dataclass(frozen=True)
-class LookAtRanks:
-    """Find out what the Python code of these ranks does; ``show`` their stacks in the cell."""
-
-    ranks: RankSet
-    show: bool = False
-
-
-@dataclass(frozen=True)
-class EndRanks:
-    """Send SIGKILL to these ranks."""
-
-    ranks: RankSet
-    reason: str
-
-
-@dataclass(frozen=True)
-class Say:
-    """Something the person must know about this cell."""
-
-    words: str
-
-
-@dataclass(frozen=True)
-class CellEnds:
-    """The notebook gets its prompt back; ``busy`` ranks have not answered and still run the cell."""
-
-    busy: RankSet
-
-
-Action = (
-    StopAtBoundary | InterruptRanks | ReleaseRanks | ContinueRanks | LookAtRanks | EndRanks | Say | CellEnds
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -210,13 +84,10 @@ class Watch:
         grace_s: How long ranks may wait in vain; infinite to never release.
         exited: Ranks whose process ended during the cell.
         gone: Ranks that have left the cell, and how, in words.
-        interrupted: Whether ranks have been interrupted.
-        timed_out: Whether that was because of the timeout.
+        interrupt: How far Ctrl-C, or the timeout, has come.
         ended: Whether the cell is over.
         report: In words: who waits for whom; for while the cell runs.
         released: Ranks that were released.
-        killed: Ranks that were ended since they did not answer the second Ctrl-C.
-        is_signalled: Ranks were interrupted wherever they were, not at a step.
         is_debugging: A person looks at a rank in the debugger: nothing is hurried.
     """
 
@@ -226,13 +97,10 @@ class Watch:
     grace_s: float = GRACE_S
     exited: RankSet = field(default_factory=RankSet)
     gone: tuple[tuple[int, str], ...] = ()
-    interrupted: bool = False
-    timed_out: bool = False
+    interrupt: Interrupt = field(default_factory=Interrupt)
     ended: bool = False
     report: tuple[str, ...] = ()
     released: RankSet = field(default_factory=RankSet)
-    killed: RankSet = field(default_factory=RankSet)
-    is_signalled: bool = False
     is_debugging: bool = False
     mismatch: str = ""
     left_s: float = 0.0  # when the last rank left
@@ -242,15 +110,29 @@ class Watch:
     looked_s: float = float("-inf")
     places: tuple[tuple[int, str], ...] = ()
     moved: tuple[tuple[int, int, float], ...] = ()  # rank, bytes moved so far, when that was seen to change
-    # times of an interrupt; infinite while not due
-    asked_s: float = float("inf")
-    boundary_until_s: float = float("inf")
-    release_at_s: float = float("inf")
-    prompt_at_s: float = float("inf")
-    end_at_s: float = float("inf")
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether ranks have been interrupted."""
+        return self.interrupt.is_asked
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether that was because of the timeout."""
+        return self.interrupt.timed_out
+
+    @property
+    def is_signalled(self) -> bool:
+        """Whether ranks were interrupted wherever they were, not at a step."""
+        return self.interrupt.is_signalled
+
+    @property
+    def killed(self) -> RankSet:
+        """Ranks that were ended since they did not answer the second Ctrl-C."""
+        return self.interrupt.killed
 
 
-def advance(watch: Watch, event: Event) -> tuple[Watch, list[Action]]:  # noqa: PLR0911 - one per event
+def advance(watch: Watch, event: Event) -> tuple[Watch, list[Action]]:
     """The state after ``event``, and what is to be done about it."""
     if watch.ended:
         return watch, []
@@ -260,18 +142,27 @@ def advance(watch: Watch, event: Event) -> tuple[Watch, list[Action]]:  # noqa: 
         return _looked(watch, event)
     if isinstance(event, Located):
         return _located(watch, event), []
-    if isinstance(event, InterruptAsked):
-        return _interrupt_asked(watch, event.at_s)
-    if isinstance(event, TimedOut):
-        watch = replace(watch, timed_out=True, prompt_at_s=event.at_s + _PROMPT_S)
-        return _interrupt_hard(watch, event.at_s)
-    if isinstance(event, BoundaryFound):
-        if event.found or watch.boundary_until_s == float("inf"):
-            return watch, []
-        return _interrupt_hard(watch, event.at_s)
     if isinstance(event, LetGo):
         return replace(watch, ended=True), [CellEnds(watch.running)]
-    return _tick(watch, event.at_s)
+    return _interrupt(watch, event)
+
+
+def _interrupt(watch: Watch, event: InterruptAsked | TimedOut | BoundaryFound | Tick) -> tuple[Watch, list[Action]]:
+    interrupt, running, at_s = watch.interrupt, watch.running, event.at_s
+    if isinstance(event, InterruptAsked):
+        interrupt, actions = press(interrupt, running, at_s)
+    elif isinstance(event, TimedOut):
+        interrupt, actions = time_out(interrupt, running, at_s)
+    elif isinstance(event, BoundaryFound):
+        interrupt, actions = boundary_found(interrupt, running, at_s, found=event.found)
+    else:
+        interrupt, actions = tick(interrupt, running, at_s)
+    watch = replace(watch, interrupt=interrupt)
+    if any(isinstance(action, ReleaseRanks) for action in actions):
+        watch = replace(watch, released=watch.released | running, released_s=at_s)
+    if isinstance(event, Tick) and at_s >= interrupt.prompt_at_s:
+        return replace(watch, ended=True), [*actions, CellEnds(running)]
+    return watch, actions
 
 
 def _left(watch: Watch, event: Replied | Exited) -> tuple[Watch, list[Action]]:
@@ -333,28 +224,30 @@ def _looked(watch: Watch, event: Looked) -> tuple[Watch, list[Action]]:
             if mismatch:
                 watch = replace(watch, mismatch=reason)  # told once, however many ranks find it
             actions = [*actions, Say(reason), ReleaseRanks(hang.ranks, reason, mismatch)]
-    if diagnosis.hangs:
-        return watch, actions
-    still = RankSet(
-        rank
-        for rank, _, since_s in watch.moved
-        if (fact := event.facts.get(rank)) is not None
-        and fact.inside is not None
-        and min(at_s - since_s, fact.inside.age_s) >= _STALL_S
-    )
+    if not diagnosis.hangs:
+        watch, more = _not_stuck(watch, event, diagnosis)
+        actions = [*actions, *more]
+    return watch, actions
+
+
+def _not_stuck(watch: Watch, event: Looked, diagnosis: Diagnosis) -> tuple[Watch, list[Action]]:
+    """Nobody waits in vain: give up an operation in which nothing moves, and look what takes so long."""
+    at_s = event.at_s
     # where messages are forwarded from rank to rank, one waits while others move them: nothing may move anywhere
-    stalled = RankSet() if diagnosis.transfers - still else diagnosis.orphans
+    still_s = [_still_s(watch, event.facts, members, at_s) for members in diagnosis.operations]
+    stalled = diagnosis.orphans if min(still_s, default=0.0) >= _STALL_S else RankSet()
     if stalled and watch.grace_s != float("inf"):
-        left = ", ".join(f"rank {rank} {how}" for rank, how in watch.gone)
+        left = ", ".join(f"rank {rank} {how}" for rank, how in roots(dict(watch.gone)).items())
         reason = f"nothing has moved for {_STALL_S:.0f} s; {left}"
         watch = replace(watch, released=watch.released | stalled, released_s=at_s, moved=())
-        return watch, [*actions, Say(reason), ReleaseRanks(stalled, reason)]
+        return watch, [Say(reason), ReleaseRanks(stalled, reason)]
     patience_s = max((fact.inside.age_s for fact in event.facts.values() if fact.inside is not None), default=0.0)
-    interesting = (diagnosis.awaited | diagnosis.transfers) & watch.running
+    interesting = watch.running & diagnosis.awaited
+    for members in diagnosis.operations:  # also who has gone on, and may still move bytes
+        interesting |= watch.running & members
     if interesting and patience_s > watch.grace_s and at_s - watch.looked_s > _LOOK_S:
-        watch = replace(watch, looked_s=at_s)
-        actions = [*actions, LookAtRanks(interesting)]
-    return watch, actions
+        return replace(watch, looked_s=at_s), [LookAtRanks(interesting)]
+    return watch, []
 
 
 def _is_mismatch(watch: Watch, hang: Hang) -> bool:
@@ -390,50 +283,21 @@ def _report(watch: Watch, event: Looked, diagnosis: Diagnosis) -> tuple[str, ...
         return ()
     places = dict(watch.places)
     where = [f"rank {rank} {places[rank]}" for rank in diagnosis.awaited & watch.running if rank in places]
-    still_s = [
-        min(event.at_s - since_s, fact.inside.age_s)
-        for rank, _, since_s in watch.moved
-        if rank in diagnosis.transfers and (fact := event.facts[rank]).inside is not None
-    ]
-    if still_s and min(still_s) > _STALL_S:
-        where.append(f"nothing has moved between these ranks for {min(still_s):.0f} s")
+    for members in diagnosis.operations:
+        still_s = _still_s(watch, event.facts, members, event.at_s)
+        if still_s > _STALL_S:
+            where.append(f"nothing has moved between {members.words()} for {still_s:.0f} s")
     return (*diagnosis.waits[:6], *where[:4])
 
 
-# --- interrupts -----------------------------------------------------------------------------------------------
-
-
-def _interrupt_asked(watch: Watch, at_s: float) -> tuple[Watch, list[Action]]:
-    if watch.asked_s == float("inf"):
-        watch = replace(
-            watch, interrupted=True, asked_s=at_s, boundary_until_s=at_s + _BOUNDARY_S, prompt_at_s=at_s + _PROMPT_S
-        )
-        return watch, [StopAtBoundary(watch.running)]
-    if watch.end_at_s != float("inf"):
-        return watch, []
-    watch, actions = _interrupt_hard(watch, at_s)
-    watch = replace(watch, end_at_s=at_s + _LAST_WORDS_S, prompt_at_s=float("inf"))
-    return watch, [LookAtRanks(watch.running, show=True), *actions]
-
-
-def _interrupt_hard(watch: Watch, at_s: float) -> tuple[Watch, list[Action]]:
-    watch = replace(
-        watch, interrupted=True, is_signalled=True, boundary_until_s=float("inf"), release_at_s=at_s + _SIGNAL_S
-    )
-    return watch, [InterruptRanks(watch.running)]
-
-
-def _tick(watch: Watch, at_s: float) -> tuple[Watch, list[Action]]:
-    actions: list[Action] = []
-    if at_s >= watch.boundary_until_s:
-        watch, actions = _interrupt_hard(watch, at_s)
-    if at_s >= watch.release_at_s:
-        watch = replace(watch, release_at_s=float("inf"), released=watch.released | watch.running, released_s=at_s)
-        reason = "the cell ran longer than its timeout" if watch.timed_out else "the cell was interrupted"
-        actions += [ReleaseRanks(watch.running, reason), LookAtRanks(watch.running)]  # to say where they are
-    if at_s >= watch.end_at_s:
-        watch = replace(watch, end_at_s=float("inf"), killed=watch.running)
-        actions.append(EndRanks(watch.running, "it did not answer a second Ctrl-C"))
-    if at_s >= watch.prompt_at_s:
-        return replace(watch, ended=True), [*actions, CellEnds(watch.running)]
-    return watch, actions
+def _still_s(watch: Watch, facts: dict[int, RankFacts], members: RankSet, at_s: float) -> float:
+    """For how long nothing has moved on any rank of an operation; 0 where that is not known of all that run."""
+    since = {rank: since_s for rank, _, since_s in watch.moved}
+    still_s = []
+    for rank in members & watch.running:
+        if rank not in since:
+            return 0.0
+        fact = facts.get(rank)
+        age_s = fact.inside.age_s if fact is not None and fact.inside is not None else float("inf")
+        still_s.append(min(at_s - since[rank], age_s))
+    return min(still_s, default=0.0)

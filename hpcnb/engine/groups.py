@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
+from hpcnb.core.board import number_of
 from hpcnb.core.messages import Rebuild
+from hpcnb.core.ranks import RankSet
+from hpcnb.core.spans import Kind
 from hpcnb.engine import devices, sockets
 from hpcnb.engine.process_group import BACKEND, HpcnbProcessGroup
 
@@ -33,12 +36,39 @@ def register(recorder: Recorder, guard: Guard) -> None:
         return
     dist.Backend.register_backend(
         BACKEND,
-        lambda options, _=None: HpcnbProcessGroup(
-            options.store, options.group_rank, options.group_size, options.timeout
-        ),
+        lambda options, _=None: _make_group(options, recorder, guard),
         extended_api=True,
         devices=devices.device_types(),
     )
+
+
+def _make_group(options: Any, recorder: Recorder, guard: Guard) -> HpcnbProcessGroup:
+    """A new group, once all of its ranks make it: for who watches, an operation that all of them have to issue.
+
+    Raises:
+        CollectiveError: Some of them do not, or make another one.
+    """
+    arguments = (options.store, options.group_rank, options.group_size, options.timeout)
+    members = list(options.global_ranks_in_group)
+    if not recorder.cell or not members:  # before the first cell; a process that takes a rank's place makes them alone
+        return HpcnbProcessGroup(*arguments)
+    channel = guard.making(members)
+    signature = guard.signature("new_group", [], (f"named {str(options.group_id)[:8]}",))
+    line, source = recorder.place(2)
+    stamped = guard.issue(channel, signature, line, source)
+    operation = recorder.issue(
+        Kind.COLLECTIVE, recorder.ring.intern("new_group"), recorder.ring.intern(f"[{RankSet(members)}]"),
+        number_of(stamped), -1, 0, 0,
+    )  # fmt: skip
+    operation.line, operation.source, operation.stamp, operation.channel = line, source, stamped, channel
+    with recorder.inside(operation) as began_ns:
+        try:
+            return HpcnbProcessGroup(*arguments)
+        except BaseException as error:
+            guard.withdraw(channel, stamped)  # others wait for this rank in vain
+            if guard.broken and isinstance(error, Exception):
+                raise guard.error(recorder.words(operation), recorder.seconds_since(began_ns)) from None
+            raise
 
 
 def _living() -> list[HpcnbProcessGroup]:

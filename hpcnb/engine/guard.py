@@ -25,6 +25,7 @@ from hpcnb.core.board import (
     ChannelWriter,
     channel_key,
     generation_of,
+    message_key,
     number_of,
     stamp,
 )
@@ -94,6 +95,7 @@ class Guard:
         self._tell = tell
         self._own = ChannelWriter(board.channels(rank))
         self._channels: dict[int, Channel] = {}
+        self._groups: dict[str, int] = {}  # channels of their collectives
         self._signatures: dict[object, Signature] = {}
         self._shapes: set[tuple[str, ...]] = set()
 
@@ -101,14 +103,21 @@ class Guard:
 
     def collectives(self, group: str, members: list[int]) -> Channel:
         """The channel of a group's collectives; ``group`` is the same text on its ranks and on no others."""
-        channel = self._open(channel_key("collectives", group, tuple(members)), RankSet(members))
+        key = self._groups[group] = channel_key("collectives", group, tuple(members))
+        channel = self._open(key, RankSet(members))
         self._tell(GroupMade(channel.key, channel.members))  # who takes part cannot be read from the board
         return channel
 
     def messages(self, group: str, sender: int, receiver: int, tag: int) -> Channel:
-        """The channel of messages from one rank to another."""
-        key = channel_key("messages", group, sender, receiver, tag)
+        """The channel of messages from one rank to another; the group's own channel has been asked for before."""
+        key = message_key(self._groups.get(group, group), sender, receiver, tag)
         return self._open(key, RankSet([sender, receiver]), sender)
+
+    def making(self, members: list[int]) -> Channel:
+        """The channel of what these ranks do together before they have a group: they make one."""
+        channel = self._open(channel_key("making", tuple(members)), RankSet(members))
+        self._tell(GroupMade(channel.key, channel.members))
+        return channel
 
     def _open(self, key: int, members: RankSet, sender: int = -1) -> Channel:
         if (known := self._channels.get(key)) is not None:
@@ -124,7 +133,7 @@ class Guard:
         if not self._board.holds(sender):
             return 0
         reader = ChannelReader(self._board.channels(sender))
-        at = reader.find(channel_key("messages", group, sender, self.rank, tag))
+        at = reader.find(message_key(self._groups.get(group, group), sender, self.rank, tag))
         return self._number(reader.newest(at)) if at >= 0 else 0
 
     def num_issued(self, channel: Channel) -> int:

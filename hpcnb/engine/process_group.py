@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
+from hpcnb.core.board import ANYBODY, stamp
 from hpcnb.core.errors import CollectiveAborted
 from hpcnb.core.messages import Rebuild
 from hpcnb.core.ranks import RankSet
@@ -307,6 +308,20 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         operation.stamp, operation.channel = stamped, channel
         return operation
 
+    def _receive_from_anybody(self, tensors: list[torch.Tensor], tag: int) -> Operation:
+        """What a rank is in until somebody has sent: nothing is issued before that."""
+        recorder, key = self.recorder, ("recv", ANYBODY)
+        if recorder.cell != self._cell:
+            self._begin_cell(recorder.cell)
+        self._peer_sequence[key] = self._peer_sequence.get(key, 0) + 1
+        operation = recorder.issue(
+            Kind.POINT_TO_POINT, recorder.ring.intern("recv from any rank"), self._label_number,
+            self._peer_sequence[key], ANYBODY, num_bytes_of(tensors), 0,
+        )  # fmt: skip
+        operation.line, operation.source = recorder.place(2)
+        operation.stamp, operation.channel = stamp(self.guard.generation, tag), self._channel
+        return operation
+
     def _compare_parts(self, dtype: torch.dtype, received: list[int], sent: list[int]) -> None:
         """Compare with every peer what this rank sends to it and expects from it in an all_to_all.
 
@@ -464,7 +479,9 @@ def _recv_anysource(self: HpcnbProcessGroup, tensors: list[torch.Tensor], tag: i
     return AnySourceWork(
         lambda: self._next_sender(tag),
         lambda sender: self.recv(tensors, sender, tag),  # type: ignore[no-any-return, unused-ignore]
-        self.guard.check,
+        self._receive_from_anybody(tensors, tag),
+        self.recorder,
+        self.guard,
     )
 
 

@@ -7,6 +7,7 @@ tables on the notebook side are plain sums. Times are ``time.perf_counter_ns``.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from hpcnb.core import units
 from hpcnb.core.spans import Category, Flag, Kind, RingWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from hpcnb.engine.guard import Channel
@@ -275,6 +276,16 @@ class Recorder:
             self.ring.leave_communication()
         operation.end_ns = operation.end_ns or now_ns
         self._write_operation(operation)
+
+    @contextlib.contextmanager
+    def inside(self, operation: Operation) -> Iterator[int]:
+        """The body waits for others to come to this operation; said to who watches, and not recorded."""
+        began_ns = self.begin_wait(operation)
+        try:
+            yield began_ns
+        finally:
+            if not operation.flags & Flag.OTHER_THREAD:
+                self.ring.leave_communication()
 
     def completed(self, operation: Operation) -> None:
         """The operation is over; called on the thread of the backend."""

@@ -129,33 +129,47 @@ class AnySourceWork(dist.Work):
     Args:
         find_sender: Rank in the group of a sender whose message has not been received; -1 while there is none.
         receive: Receives from that rank.
-        check: Raises when the wait is to be given up.
+        operation: What it is, for who watches; the receive from the sender is recorded by itself.
+        recorder: Of this rank.
+        guard: Of this rank.
     """
 
     def __init__(
-        self, find_sender: Callable[[], int], receive: Callable[[int], dist.Work], check: Callable[[], None]
-    ) -> None:
+        self, find_sender: Callable[[], int], receive: Callable[[int], dist.Work], operation: Operation,
+        recorder: Recorder, guard: Guard,
+    ) -> None:  # fmt: skip
         super().__init__()
         self._find_sender = find_sender
         self._receive = receive
-        self._check = check
+        self._operation = operation
+        self._recorder = recorder
+        self._guard = guard
         self._sender = -1
         self._done = False
 
     def wait(self, *timeout: Any) -> bool:
-        import time
-
         if self._done:
             return True
-        pause_s = 0.0002
-        while (sender := self._find_sender()) < 0:
-            self._check()
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 1.5, 0.005)
+        sender = self._find_sender()
+        if sender < 0:
+            sender = self._await_sender()
         self._sender = sender
         self._receive(sender).wait(*timeout)
         self._done = True
         return True
+
+    def _await_sender(self) -> int:
+        import time
+
+        recorder, guard = self._recorder, self._guard
+        pause_s = 0.0002
+        with recorder.inside(self._operation) as began_ns:
+            while (sender := self._find_sender()) < 0:
+                if guard.broken:
+                    raise guard.error(recorder.words(self._operation), recorder.seconds_since(began_ns))
+                time.sleep(pause_s)
+                pause_s = min(pause_s * 1.5, 0.005)
+        return sender
 
     def is_completed(self) -> bool:
         return self._done

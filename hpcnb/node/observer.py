@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from hpcnb.core import units
-from hpcnb.core.board import Activity, Board, ChannelReader
+from hpcnb.core.board import ANYBODY, Activity, Board, ChannelReader, generation_of, message_key, number_of, stamp
 from hpcnb.core.diagnosis import Inside, Issues, RankFacts
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.spans import RankState
@@ -57,7 +57,8 @@ class Observer:
                 inside[rank] = found
         stamps: dict[int, set[int]] = {}
         for each in inside.values():
-            stamps.setdefault(each.key, set()).add(each.stamp)
+            if each.key:
+                stamps.setdefault(each.key, set()).add(each.stamp)
         return {
             rank: self._facts(rank, process, inside.get(rank), stamps)
             for rank, process in self._ranks.items()
@@ -69,8 +70,25 @@ class Observer:
             return None
         memory = self._board.channels(rank)
         key = int.from_bytes(memory[state.channel : state.channel + 8], "little")
+        age_s = (now_ns - state.since_ns) / 1e9
+        if state.peer == ANYBODY:
+            members = self._members.get(key, RankSet())
+            if not members or not all(map(self._board.holds, members)) or self._has_message(rank, key, members, state):
+                return None  # it goes on, or nobody here can tell
+            return Inside(words_of(state), 0, state.sequence, members, age_s, is_any=True)
         members = self._members.get(key, RankSet()) if state.peer < 0 else RankSet([rank, state.peer])
-        return Inside(words_of(state), key, state.stamp, members, (now_ns - state.since_ns) / 1e9)
+        return Inside(words_of(state), key, state.stamp, members, age_s)
+
+    def _has_message(self, rank: int, group: int, members: RankSet, state: RankState) -> bool:
+        """Whether somebody has sent what this rank receives from anybody: its stamp is generation and tag."""
+        mine = ChannelReader(self._board.channels(rank))
+        generation, tag = generation_of(state.stamp), number_of(state.stamp)
+        for peer in members - RankSet([rank]):
+            theirs = ChannelReader(self._board.channels(peer))
+            key = message_key(group, peer, rank, tag)
+            if (sent := _newest(theirs, key)) >= stamp(generation, 1) and sent > _newest(mine, key):
+                return True
+        return False
 
     def _facts(self, rank: int, process: RankProcess, inside: Inside | None, stamps: dict[int, set[int]]) -> RankFacts:
         reader = ChannelReader(self._board.channels(rank))
@@ -95,6 +113,11 @@ class Observer:
                 line = f" (line {issued.line})" if issued.line else ""
                 last[stamped] = (issued.signature, strings[issued.description] + line)
         return Issues(newest, last)
+
+
+def _newest(reader: ChannelReader, key: int) -> int:
+    at = reader.find(key)
+    return reader.newest(at) if at >= 0 else 0
 
 
 def words_of(state: RankState) -> str:

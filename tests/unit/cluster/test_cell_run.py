@@ -166,6 +166,16 @@ def test_a_rank_that_dies(run):
     assert "rank 1 of 4 was ended by SIGKILL" in result.failure_text()
 
 
+def test_a_rank_that_never_answers_is_a_failure_although_nobody_saw_how_it_ended(run):
+    """It had ended before the cell reached it, or while no notebook was connected."""
+    assert feed(run, done(reply(0), reply(2))) == [watch.CellEnds(RankSet())]
+    result = finish(run)
+    assert not result.ok
+    assert (result.exits, result.exit_details) == ({1: None}, {1: RankExit(None)})
+    assert result.is_broken
+    assert "rank 1 of 4 ended before it answered; its names are lost" in result.failure_text()
+
+
 def test_a_rank_that_dies_after_its_answer_is_not_a_failure_of_this_cell():
     run = CellRun(5, "cell 5", ALL, 3)
     feed(run, done(*map(reply, range(3))), rank_exited(1))

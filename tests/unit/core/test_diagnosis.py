@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hpcnb.core import messages as m
 from hpcnb.core.board import Activity, stamp
-from hpcnb.core.diagnosis import Inside, Issues, RankFacts, diagnose
+from hpcnb.core.diagnosis import Inside, Issues, RankFacts, diagnose, roots
 from hpcnb.core.ranks import RankSet
 
 CELL = 5
@@ -39,6 +39,13 @@ def computes(also=None, **changes):
     """A rank that runs Python code, and has issued these numbers."""
     issues = {key: Issues(stamp(1, newest)) for key, newest in (also or {}).items()}
     return RankFacts(**{"activity": Activity.CELL, "cell": CELL, "issues": issues, **changes})
+
+
+def receives(members=(0, 1, 2, 3), age_s=3.0):
+    """A rank that receives from whichever of the others sends first."""
+    return RankFacts(
+        Activity.CELL, CELL, inside=Inside("recv from any rank #1 (4 B)", 0, 1, RankSet(members), age_s, is_any=True)
+    )
 
 
 IDLE = RankFacts(Activity.IDLE)
@@ -145,6 +152,81 @@ CASES = {
         {**{rank: waits(WORLD, 7) for rank in (0, 1, 2)}, 3: computes({WORLD: 6}, is_unwatched=True)},
         Expected(ranks(0, 1, 2), ("rank 3 raised ValueError",)),
         gone={3: "raised ValueError"},
+    ),
+    "a receive from anybody, and one still computes": Case(
+        {0: receives(), 1: computes()},
+        Expected(
+            ranks(), waits=("rank 0 waits in recv from any rank #1 (4 B) for any of ranks 1-3, since 3 s",),
+            awaited=ranks(1, 2, 3),
+        ),
+        gone={2: "raised ValueError", 3: "was ended by SIGKILL"},
+    ),
+    "a receive from anybody, and nobody is left": Case(
+        {0: receives(), 3: IDLE},
+        Expected(ranks(0), ("rank 1 raised ValueError", "rank 2 ended the cell without it", "rank 3 does not run this cell")),
+        gone={1: "raised ValueError", 2: "ended the cell without it"},
+        on=ranks(0, 1, 2),
+    ),
+    "a receive from anybody, and of the others one transfers": Case(
+        {0: receives(), 1: waits(P2P12, 3, name="send"), 2: waits(P2P12, 3, name="recv")},
+        Expected(
+            ranks(),
+            waits=(
+                "rank 0 waits in recv from any rank #1 (4 B) for any of ranks 1-3, since 3 s",
+                "rank 1 transfers in send #3 (32 B, line 3), since 3 s",
+                "rank 2 transfers in recv #3 (32 B, line 3), since 3 s",
+            ),
+            awaited=ranks(3),
+        ),
+        gone={3: "raised ValueError"},
+    ),
+    "a receive from anybody, and all others wait for it": Case(
+        {0: receives([0, 1, 2]), **{rank: waits(WORLD, 7) for rank in (1, 2, 3)}},
+        Expected(
+            ALL,
+            (
+                ("they wait for each other: rank 0 waits in recv from any rank #1 (4 B) for any of ranks 1,2; "
+                "rank 1 waits in all_reduce #7 (32 B, line 7) for rank 0; "
+                "rank 2 waits in all_reduce #7 (32 B, line 7) for rank 0; "
+                "rank 3 waits in all_reduce #7 (32 B, line 7) for rank 0"),
+            ),
+        ),
+    ),
+    "two receive from anybody, and one of them could be served": Case(
+        {0: receives([0, 1]), 1: receives([0, 1, 2]), 2: computes()},
+        Expected(
+            ranks(),
+            waits=(
+                "rank 0 waits in recv from any rank #1 (4 B) for rank 1, since 3 s",
+                "rank 1 waits in recv from any rank #1 (4 B) for any of ranks 0,2, since 3 s",
+            ),
+            awaited=ranks(2),
+        ),
+    ),
+    "who only followed is no cause: the root is": Case(
+        {1: waits(WORLD, 7)},
+        Expected(ranks(1), ("rank 3 was ended by SIGKILL",)),
+        gone={0: "raised CollectiveAborted", 2: "raised CollectiveAborted", 3: "was ended by SIGKILL"},
+    ),
+    "the root is named although nobody who waits takes part with it": Case(
+        {0: waits(LEFT, 7)},
+        Expected(ranks(0), ("rank 3 raised ValueError",)),
+        gone={1: "raised CollectiveAborted", 3: "raised ValueError"},
+    ),
+    "who left without it is a cause beside the root": Case(
+        {0: waits(WORLD, 7)},
+        Expected(ranks(0), ("rank 1 ended the cell without it", "rank 3 raised ValueError")),
+        gone={1: "ended the cell without it", 2: "raised CollectiveAborted", 3: "raised ValueError"},
+    ),
+    "the root is not known": Case(
+        {0: waits(WORLD, 7), 3: IDLE},
+        Expected(ranks(0), ("ranks 1,2 raised CollectiveAborted", "rank 3 ended the cell without it")),
+        gone={1: "raised CollectiveAborted", 2: "raised CollectiveAborted", 3: "ended the cell without it"},
+    ),
+    "a failure elsewhere is no cause of this hang": Case(
+        {0: waits(LEFT, 7)},
+        Expected(ranks(0), ("rank 1 raised KeyError",)),
+        gone={1: "raised KeyError", 3: "raised ValueError"},
     ),
     "a circle over two groups": Case(
         {0: waits(LEFT, 1, name="all_gather"), 1: waits(RIGHT, 1)},
@@ -375,6 +457,32 @@ def test_an_operation_that_all_have_issued_and_one_has_left_is_an_orphan():
     assert (found.transfers, found.awaited) == (ranks(), ranks(2))
 
 
+def test_operations_under_way_are_told_with_all_who_take_part():
+    facts = {
+        0: waits(LEFT, 7), 1: computes({LEFT: 7, P2P12: 0}), 2: waits(P2P23, 3, name="send"),
+        3: waits(P2P23, 3, name="recv"),
+    }  # fmt: skip
+    assert diagnose(facts, CELL, ALL, {}).operations == (ranks(0, 1), ranks(2, 3))
+    assert diagnose({**facts, 1: computes({LEFT: 6})}, CELL, ALL, {}).operations == (ranks(2, 3),)
+
+
+@pytest.mark.parametrize(
+    ("gone", "expected"),
+    [
+        ({}, {}),
+        ({1: "raised ValueError"}, {1: "raised ValueError"}),
+        ({0: "raised CollectiveAborted", 1: "raised ValueError"}, {1: "raised ValueError"}),
+        ({0: "raised CollectiveAborted"}, {0: "raised CollectiveAborted"}),
+        (
+            {0: "raised CollectiveAborted", 1: "ended the cell without it"},
+            {0: "raised CollectiveAborted", 1: "ended the cell without it"},
+        ),
+    ],
+)
+def test_who_has_left_for_a_reason_of_its_own(gone, expected):
+    assert roots(gone) == expected
+
+
 def test_a_long_circle_is_cut():
     facts = {
         rank: RankFacts(
@@ -404,10 +512,12 @@ def vain(facts, on, gone):
 
     def missing(rank):
         at = facts[rank].inside
-        return [peer for peer in at.members if peer != rank and number(peer, at.key) < at.stamp]
+        return [peer for peer in at.members if peer != rank and (at.is_any or number(peer, at.key) < at.stamp)]
 
     def is_mismatched(rank):
         at = facts[rank].inside
+        if at.is_any:
+            return False
         mine = called(rank, at.key, at.stamp)
         theirs = [called(peer, at.key, at.stamp) for peer in at.members]
         return any(each is not None and each[0] != mine[0] for each in theirs)
@@ -420,7 +530,10 @@ def vain(facts, on, gone):
             return True  # a circle
         if is_mismatched(rank):
             return True
-        return any(never_comes(peer) or (peer in inside and reaches(peer, (*path, rank))) for peer in missing(rank))
+        quantifier = all if facts[rank].inside.is_any else any
+        return quantifier(
+            never_comes(peer) or (peer in inside and reaches(peer, (*path, rank))) for peer in missing(rank)
+        )
 
     return {rank for rank in inside if reaches(rank, ())}
 
@@ -454,6 +567,8 @@ def worlds(draw):
             inside = Inside(
                 f"all_reduce #{issues[key]}", key, issues[key], RankSet(groups[key - 1]), draw(st.floats(0, 9))
             )
+            if draw(st.integers(0, 3)) == 0:
+                inside = Inside("recv from any rank #1", 0, 1, RankSet(groups[key - 1]), inside.age_s, is_any=True)
         said = {
             key: Issues(
                 newest, {number: (draw(st.sampled_from([1] * 9 + [2])), "f()") for number in range(1, newest + 1)}

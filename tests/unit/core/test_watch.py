@@ -185,6 +185,44 @@ def test_a_rank_that_leaves_is_given_the_grace_period_from_then_on():
     ]
 
 
+def receives(age_s):
+    return RankFacts(Activity.CELL, CELL, inside=Inside("recv from any rank #1", 0, 1, ALL, age_s, is_any=True))
+
+
+def test_a_receive_from_anybody_is_released_when_the_last_who_might_have_sent_has_left():
+    events = [
+        Looked(20.0, {0: receives(20.0), 1: computing(), 2: computing()}),
+        Replied(2, 20.0, "raised ValueError"),
+        Looked(40.0, {0: receives(40.0), 1: computing()}),  # it may still send
+        Replied(1, 50.0),
+        Looked(50.1, {0: receives(50.1)}),
+        Looked(50.9, {0: receives(50.9)}),
+    ]
+    watch, happened = run(watch_of(), *events)
+    assert {type(action) for _, action in happened} == {LookAtRanks}
+    reason = "rank 1 ended the cell without it; rank 2 raised ValueError"
+    _, happened = run(watch, Looked(51.0, {0: receives(51.0)}))
+    assert happened == [(51.0, Say(reason)), (51.0, ReleaseRanks(ranks(0), reason))]
+
+
+def test_a_receive_from_anybody_whose_message_is_there_is_none_of_ours():
+    """The sender has left right after it: the rank is then told as one that goes on (observer.py)."""
+    events = [Looked(5.0, {0: receives(5.0), 1: computing(), 2: computing()}), Replied(1, 5.1), Replied(2, 5.1)]
+    _, happened = run(watch_of(), *events, *(Looked(at_s, {0: computing()}) for at_s in (6.0, 9.0, 90.0)))
+    assert not [action for _, action in happened if isinstance(action, ReleaseRanks)]
+
+
+def test_a_group_that_is_made_waits_for_its_ranks_and_not_for_one_that_raised():
+    at_s = 30.0
+    making = {rank: inside(ALL, at_s, name="new_group") for rank in (0, 1)}
+    watch, happened = run(watch_of(), Looked(at_s, {**making, 2: computing()}))  # it is only later
+    assert [type(action) for _, action in happened] == [LookAtRanks]
+    assert watch.report == ("ranks 0,1 wait in new_group #1 for rank 2, since 30 s",)
+    _, happened = run(watch, Replied(2, 31.0, "raised ValueError"), Looked(32.0, making))
+    words = "rank 2 raised ValueError"
+    assert happened == [(32.0, Say(words)), (32.0, ReleaseRanks(ranks(0, 1), words))]
+
+
 def test_a_process_that_ended_is_beyond_doubt():
     events = [
         waiting_for([2], 10.5, since_s=10.25),
@@ -337,6 +375,27 @@ def test_a_rank_that_waits_while_bytes_move_elsewhere_is_not_let_go():
     assert {type(action) for _, action in happened} == {LookAtRanks}
 
 
+def test_bytes_of_a_rank_that_has_gone_on_count_too():
+    """Rank 0 has issued its part of a broadcast, computes, and still sends; rank 1 has not received yet."""
+    events = [Replied(2, 9.0, "raised ValueError")]
+    for at_s in range(10, 60):
+        look = orphan(float(at_s))
+        facts = {**look.facts, 0: RankFacts(Activity.CELL, CELL, issues=look.facts[0].issues)}
+        events += [Looked(at_s, facts), *moved(at_s, at_s, [0]), *moved(at_s, 7, [1])]
+    watch, happened = run(watch_of(), *events)
+    assert {action for _, action in happened} == {LookAtRanks(ranks(0, 1))}
+    assert not [line for line in watch.report if "moved" in line]
+
+
+def test_ranks_that_only_followed_are_not_told_as_the_cause():
+    events = [
+        Replied(3, 9.0, "raised CollectiveAborted"), Replied(2, 9.1, "raised ValueError"),
+        orphan(10.0), *moved(10.0, 500), orphan(20.0),
+    ]  # fmt: skip
+    _, happened = run(watch_of(4), *events)
+    assert happened[-2:] == [(20.0, Say(STALLED)), (20.0, ReleaseRanks(ranks(0, 1), STALLED))]
+
+
 def test_as_long_as_bytes_move_nobody_is_let_go():
     events = [Replied(2, 0.0, "raised ValueError")]
     for at_s in range(1, 100):
@@ -449,6 +508,47 @@ def test_the_report_begins_after_the_grace_period_and_ends_with_the_wait():
     )
     watch, _ = run(watch, Looked(5.0, {rank: computing() for rank in ALL}))
     assert watch.report == ()
+
+
+def transferring(at_s, age_s=20.0):
+    return Looked(at_s, {rank: inside(ALL, age_s) for rank in ALL})
+
+
+def test_that_nothing_moves_is_told_where_it_is_seen_on_all_who_take_part():
+    still = "nothing has moved between ranks 0-2 for 13 s"
+    events = [transferring(10.0), *moved(10.0, 500, ALL), *moved(14.0, 500, ALL)]
+    watch, _ = run(watch_of(), *events, transferring(20.0))
+    assert watch.report == ("ranks 0-2 transfer in all_reduce #1, since 20 s",)
+    watch, _ = run(watch, transferring(23.0))
+    assert watch.report == ("ranks 0-2 transfer in all_reduce #1, since 20 s", still)
+    young, _ = run(watch, transferring(23.0, age_s=3.0))  # what was seen before it began says nothing about it
+    assert not [line for line in young.report if "moved" in line]
+    watch, _ = run(watch, *moved(23.5, 501, [1]), transferring(24.0))
+    assert not [line for line in watch.report if "moved" in line]
+
+
+def test_a_slow_broadcast_that_is_forwarded_moves():
+    """Rank 2 has not received yet, while rank 0 sends to rank 1: asked or not, that is no standstill."""
+    events = []
+    for at_s in range(10, 60):
+        events += [transferring(at_s), *moved(at_s, at_s, [0, 1]), *moved(at_s, 7, [2])]
+        watch, _ = run(watch_of(), *events, transferring(at_s + 0.5))
+        assert not [line for line in watch.report if "moved" in line]
+    silent = [transferring(10.0), *moved(10.0, 7, [2]), transferring(60.0)]  # the others have not answered
+    watch, _ = run(watch_of(), *silent)
+    assert watch.report == ("ranks 0-2 transfer in all_reduce #1, since 20 s",)
+
+
+def test_a_standstill_of_one_operation_is_told_beside_another_that_moves():
+    facts = {
+        0: inside([0, 1], 20.0),
+        1: inside([0, 1], 20.0),
+        2: inside([2, 3], 20.0, key=2),
+        3: inside([2, 3], 20.0, key=2),
+    }
+    events = [*moved(10.0, 7, [0, 1, 2, 3]), *moved(29.0, 8, [3])]
+    watch, _ = run(watch_of(4), *events, Looked(30.0, facts))
+    assert watch.report[-1] == "nothing has moved between ranks 0,1 for 20 s"
 
 
 def test_a_report_is_not_long():

@@ -14,6 +14,7 @@ from hpcnb.core.board import (
     Board,
     ChannelReader,
     generation_of,
+    message_key,
     new_board,
     number_of,
     stamp,
@@ -99,6 +100,25 @@ def test_the_agent_is_told_of_a_group_and_not_of_messages(ranks):
     assert len(ranks[0].told) == 1
     assert ranks[2].guard.collectives("0", [0, 2]).key == channel.key
     assert ranks[0].guard.collectives("0", [0, 2]) is channel
+
+
+def test_messages_of_a_group_are_found_by_who_knows_the_group(ranks):
+    group = ranks[0].guard.collectives("0", [0, 2]).key
+    assert ranks[0].guard.messages("0", 0, 2, 5).key == message_key(group, 0, 2, 5)
+
+
+def test_making_groups_is_an_operation_of_their_ranks(ranks):
+    one, other = ranks[:2]
+    channel = one.guard.making([0, 1])
+    assert one.told == [GroupMade(channel.key, RankSet([0, 1]))]
+    assert channel.key == other.guard.making([0, 1]).key != one.guard.collectives("0", [0, 1]).key
+    assert one.issue(channel, "new_group", (), ("named 3",)) == stamp(0, 1)
+    assert other.issue(other.guard.making([0, 1]), "new_group", (), ("named 3",)) == stamp(0, 1)
+    one.issue(channel, "new_group", (), ("named 4",))
+    with pytest.raises(
+        CollectiveMismatch, match=r"rank 0 called new_group\(named 4\) .* rank 1 called new_group\(named 5\)"
+    ):
+        other.issue(other.guard.making([0, 1]), "new_group", (), ("named 5",))
 
 
 def test_ranks_of_other_nodes_are_not_compared(board):

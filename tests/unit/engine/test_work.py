@@ -175,13 +175,18 @@ def pauses(monkeypatch):
     return slept
 
 
-def test_a_receive_from_anybody_waits_for_a_sender(pauses):
-    senders, received = iter([-1, -1, 2]), []
+def test_a_receive_from_anybody_waits_for_a_sender(rank, pauses):
+    senders, received, states = iter([-1, -1, -1, 2]), [], []
+
+    def find():
+        states.append(rank.reader.state().in_communication)
+        return next(senders)
 
     def receive(sender):
         return SimpleNamespace(wait=lambda *timeout: received.append((sender, timeout)))
 
-    work = AnySourceWork(lambda: next(senders), receive, lambda: None)
+    rank.work(None)
+    work = AnySourceWork(find, receive, rank.operation, rank.recorder, rank.guard)
     assert not work.is_completed()
     assert work.source_rank() == -1
     assert work.wait(datetime.timedelta(seconds=9))
@@ -190,15 +195,21 @@ def test_a_receive_from_anybody_waits_for_a_sender(pauses):
     assert work.is_completed()
     assert work.source_rank() == work._source_rank() == 2
     assert pauses == [0.0002, pytest.approx(0.0003)]
+    assert states == [False, True, True, True]  # it says that it waits once it does
+    assert not rank.reader.state().in_communication
 
 
-def test_a_receive_from_anybody_can_be_given_up(pauses):
-    def check():
+def test_a_receive_from_anybody_can_be_given_up(rank, pauses):
+    def find():
         if len(pauses) == 20:
-            raise CollectiveAborted("the cell was interrupted")
+            rank.guard.break_groups("the cell was interrupted")
+        return -1
 
-    work = AnySourceWork(lambda: -1, None, check)
-    with pytest.raises(CollectiveAborted, match="the cell was interrupted"):
+    rank.work(None)
+    work = AnySourceWork(find, None, rank.operation, rank.recorder, rank.guard)
+    with pytest.raises(CollectiveAborted, match="the cell was interrupted") as caught:
         work.wait()
+    assert caught.value.operation == "all_reduce #1 (32 B)"
     assert max(pauses) == 0.005
+    assert not rank.reader.state().in_communication
     assert not work.is_completed()

@@ -7,12 +7,14 @@ import os
 import pytest
 
 from hpcnb.core.board import (
+    ANYBODY,
     NUM_CHANNELS,
     NUM_SLOTS,
     Activity,
     ActivityState,
     Board,
     ChannelWriter,
+    message_key,
     new_board,
     stamp,
 )
@@ -107,6 +109,67 @@ def test_a_message_concerns_its_two_ends(node):
     node.rings[4].enter_communication(1, 0, 9, 0, 0, 32, NOW_NS, at, stamp(0, 2), 6)
     inside = node.observer.facts()[4].inside
     assert (inside.key, inside.stamp, inside.members, inside.age_s) == (LINK, stamp(0, 2), RankSet([4, 6]), 0.0)
+
+
+def receive_from_anybody(node, rank=4, *, tag=0, generation=0, age_s=3.0):
+    ring, at = node.rings[rank], node.at(rank, GROUP)
+    at = node.channels[rank].open(GROUP) if at < 0 else at
+    ring.enter_communication(
+        ring.intern("recv from any rank"),
+        0,
+        2,
+        6,
+        0,
+        4,
+        NOW_NS - round(age_s * 1e9),
+        at,
+        stamp(generation, tag),
+        ANYBODY,
+    )
+
+
+def send(node, sender, number, *, receiver=4, tag=0, generation=0):
+    """The sender issues a message, or the receiver its receipt: both publish in the same channel."""
+    writer, key = node.channels[sender], message_key(GROUP, 5, receiver, tag)
+    at = node.at(sender, key)
+    writer.publish(writer.open(key) if at < 0 else at, stamp(generation, number), (1, 6, 0, 0))
+
+
+def test_a_receive_from_anybody_concerns_the_whole_group(node):
+    receive_from_anybody(node)
+    facts = node.observer.facts()
+    words = "recv from any rank #2 (4 B, line 6)"
+    assert facts[4].inside == Inside(words, 0, 2, RankSet([4, 5, 6]), 3.0, is_any=True)
+    assert facts[5].issues == {}
+    assert node.observer.longest_wait_s() == 3.0
+
+
+def test_a_receive_from_anybody_is_over_when_a_message_is_there(node):
+    receive_from_anybody(node)
+    send(node, 5, 1, tag=7)
+    assert node.observer.facts()[4].inside is not None  # with another tag
+    send(node, 5, 1)
+    assert node.observer.facts()[4].inside is None
+    send(node, 4, 1)  # received
+    receive_from_anybody(node)
+    assert node.observer.facts()[4].inside is not None
+    send(node, 5, 2)
+    assert node.observer.facts()[4].inside is None
+
+
+def test_messages_of_an_earlier_generation_do_not_arrive(node):
+    send(node, 5, 9)
+    receive_from_anybody(node, generation=1)
+    assert node.observer.facts()[4].inside is not None
+    send(node, 5, 1, generation=1)
+    assert node.observer.facts()[4].inside is None
+
+
+@pytest.mark.parametrize("members", [RankSet(), RankSet([4, 5, 9])])
+def test_a_receive_from_anybody_whose_senders_cannot_be_seen_from_here_is_not_looked_into(node, members):
+    node.observer.group_made(GROUP, members)
+    receive_from_anybody(node)
+    assert node.observer.facts()[4].inside is None
 
 
 def test_ranks_that_wait_at_different_places_of_a_channel(node):
