@@ -488,6 +488,8 @@ class Agent:
             for packed in self._journal.follow(message.cell, client) or [_unknown(message.cell)]:
                 self._server.send(client, packed)
         elif isinstance(message, Order):
+            if isinstance(message, m.InputReply):
+                self._journal.answered(message)
             if (answer := self._orders.obey(message)) is not None:
                 self._server.send(client, answer)
         elif isinstance(message, m.RestartRanks):

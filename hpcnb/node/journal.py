@@ -23,7 +23,7 @@ _OVERHEAD_BYTES = 400
 _TOO_LARGE = "it was too large to be kept until a notebook came"
 #: Places of these fields in the list that a CellReply travels as.
 _REPLY = [each.name for each in dataclasses.fields(m.CellReply)]
-_PICKLE, _PROBLEM = _REPLY.index("value_pickle"), _REPLY.index("value_problem")
+_RANK, _PICKLE, _PROBLEM = (_REPLY.index(name) for name in ("rank", "value_pickle", "value_problem"))
 
 
 @dataclass
@@ -49,6 +49,7 @@ class _Pages:
     updates: dict[tuple[int, str], int] = field(default_factory=dict)
     shown: dict[int, list[int]] = field(default_factory=dict)
     cleared: set[int] = field(default_factory=set)
+    asked: dict[int, tuple[int, int]] = field(default_factory=dict)  # rank: its open question, (request, serial number)
     bars: dict[tuple[int, str, int], m.Progress] = field(default_factory=dict)
     held: m.Held | None = None
     done: bool = False
@@ -118,6 +119,9 @@ class Journal:
                 pages.cleared.add(message.ranks.bits)
             elif isinstance(message, m.Display):
                 self._replace(pages, message, number)
+            self._close_questions(pages, message)
+            if isinstance(message, m.InputRequest):
+                pages.asked[message.rank] = (message.request, number)
             said = pages.said[number] = _Said(type(message), packed)
             self.num_bytes += said.num_bytes
         if isinstance(message, m.CellDone):
@@ -125,6 +129,25 @@ class Journal:
             if not pages.followers.isdisjoint(connected):
                 self.forget(message.cell)
         self._trim()
+
+    def answered(self, reply: m.InputReply) -> None:
+        """A notebook has answered a question: whoever follows the cell from now on must not ask it again."""
+        pages = self._cells.get(reply.cell)
+        if pages is not None and pages.asked.get(reply.rank, (None, 0))[0] == reply.request:
+            self._drop(pages, pages.asked.pop(reply.rank)[1])
+
+    def _close_questions(self, pages: _Pages, message: m.Message) -> None:
+        """A rank that speaks of something else waits for no answer any more: its question was given up."""
+        ranks: list[int] = []
+        if isinstance(message, m.InputRequest | m.DebuggerLeft):
+            ranks = [message.rank]
+        elif isinstance(message, m.Replies):
+            ranks = [fields[_RANK] for fields in message.replies]
+        elif isinstance(message, m.CellDone):
+            ranks = list(pages.asked)
+        for rank in ranks:
+            if rank in pages.asked:
+                self._drop(pages, pages.asked.pop(rank)[1])
 
     def follow(self, cell: int, follower: bytes) -> list[bytes]:
         """All that is kept of a cell, packed, CellBegan first; nothing if nothing is.

@@ -74,6 +74,39 @@ def test_who_joins_a_running_cell_follows_it():
     assert journal.unseen == []
 
 
+def asks(rank, request, *, in_debugger=False):
+    return m.InputRequest(1, rank, request, "? ", in_debugger)
+
+
+def test_an_answered_question_is_not_told_again():
+    journal = Journal()
+    journal.begin(began(), b"a")
+    say(journal, asks(0, 7), asks(1, 7))
+    journal.answered(m.InputReply(1, 0, 6, "late", ""))  # to an earlier question
+    journal.answered(m.InputReply(2, 0, 7, "of another cell", ""))
+    assert told(journal) == [began(), asks(0, 7), asks(1, 7)]
+    journal.answered(m.InputReply(1, 0, 7, "yes", ""))
+    journal.answered(m.InputReply(1, 0, 7, "twice", ""))
+    assert told(journal) == [began(), asks(1, 7)]
+    say(journal, asks(0, 8))
+    assert told(journal) == [began(), asks(1, 7), asks(0, 8)]
+
+
+def test_a_question_that_was_given_up_is_not_told_again():
+    journal = Journal()
+    journal.begin(began(), b"a")
+    left = m.DebuggerLeft(1, 0)
+    say(journal, asks(0, 1), asks(0, 2, in_debugger=True))
+    assert told(journal) == [began(), asks(0, 2, in_debugger=True)]
+    say(journal, left)
+    assert told(journal) == [began(), left]
+    answers = m.Replies(1, [reply(0)])
+    say(journal, asks(0, 3), asks(1, 1), answers)
+    assert told(journal) == [began(), left, asks(1, 1), answers]
+    say(journal, done())
+    assert told(journal) == [began(), left, answers, done()]
+
+
 def test_of_bars_and_held_lines_only_the_newest_is_kept():
     journal = Journal()
     journal.begin(began(), b"a")
