@@ -110,13 +110,9 @@ class CellRun:
     def feed(self, message: m.Message) -> list[watch.Action]:  # noqa: C901, PLR0911, PLR0912 - one branch per message
         """Take one message of an agent; returns what the watch wants done."""
         if isinstance(message, m.RankExited):
-            exited = RankExit(
-                message.status, message.last_lines, message.was_in, message.last_operation, message.memory_mb,
-                message.was_out_of_memory,
-            )  # fmt: skip
+            exited = _exit_of(message)
             if message.rank in self.watch.running:
-                self.result.exits[message.rank] = message.status
-                self.result.exit_details[message.rank] = exited
+                self._ended(message.rank, exited)
             return self.tell(watch.Exited(message.rank, self._clock(), str(exited)))
         if getattr(message, "cell", None) != self.result.cell:
             return []  # of an earlier cell that some ranks still run
@@ -244,9 +240,19 @@ class CellRun:
         self.changed = True
         return actions
 
+    def _ended(self, rank: int, exited: RankExit) -> None:
+        self.result.exits[rank], self.result.exit_details[rank] = exited.status, exited
+
+    def heard_before(self, ended: m.RankExited) -> None:
+        """How a rank ended, which was told before this notebook followed the cell."""
+        exited = self.result.exit_details.get(ended.rank)
+        if exited is not None and not exited.is_known:
+            self._ended(ended.rank, _exit_of(ended))
+
     def _done(self, message: m.CellDone) -> list[watch.Action]:
         actions = self._take(message.replies)
-        for rank in self.watch.running:  # ended before the cell reached them
+        for rank in self.watch.running:  # ended before the cell reached them, or before this notebook followed it
+            self._ended(rank, RankExit(0, is_known=False))
             actions += self.tell(watch.Exited(rank, self._clock()))
         self.result.spans = RawSpans(
             self.submitted_ns,
@@ -313,3 +319,10 @@ class CellRun:
             if item.kind == "cut":
                 self.result.floods.update({rank: flood_file(rank) for rank in item.ranks})
         return self.result
+
+
+def _exit_of(message: m.RankExited) -> RankExit:
+    return RankExit(
+        message.status, message.last_lines, message.was_in, message.last_operation, message.memory_mb,
+        message.was_out_of_memory,
+    )  # fmt: skip

@@ -517,6 +517,8 @@ class Cluster:
 
     def _settle(self, run: CellRun, node: Node) -> None:
         """The wait is over: complete the result."""
+        for ended in self._roster.exited(RankSet(run.result.exits)):
+            run.heard_before(ended)
         result = run.finish(flood_file=lambda rank: str(node.folder.flood(run.result.cell, rank)))
         if result.busy:
             states = {row["rank"]: row["state"] for row in self.status() if row["rank"] in result.busy}

@@ -65,6 +65,7 @@ class RankExit:
         last_operation: The last one of the cell that was over; "" if none.
         memory_mb: Its last known resident size; 0 if unknown.
         was_out_of_memory: The kernel killed it for want of memory.
+        is_known: Whether the notebook has heard how it ended; it may have come later.
     """
 
     status: int
@@ -73,8 +74,11 @@ class RankExit:
     last_operation: str = ""
     memory_mb: float = 0.0
     was_out_of_memory: bool = False
+    is_known: bool = True
 
     def __str__(self) -> str:
+        if not self.is_known:
+            return "ended its process"
         if self.was_out_of_memory:
             return f"was killed: out of memory ({self.memory_mb:,.0f} MB resident when last seen)"
         if self.status >= 0:
@@ -116,13 +120,16 @@ class CellResult:
         cell: Number of the cell in this cluster.
         label: What tracebacks call it.
         ranks: Ranks it ran on.
+        world_size: Ranks of the cluster.
         values: ``{rank: repr of the last expression}``; ranks without a value are missing.
         outputs: ``{rank: what it printed}``, stdout and stderr in order, floods cut.
         errors: ``{rank: RankError}``.
         items: The merged output, grouped by the exact set of ranks.
         displays: Rich outputs; items of kind ``display`` and ``value`` refer to them by index.
         exits: ``{rank: status}`` of ranks that ended during the cell; a negative status is a signal.
+        exit_details: ``{rank: RankExit}``: how they ended, and in what.
         busy: Ranks that had not answered when the prompt came back.
+        busy_states: ``{rank: where it is, in words}`` of those.
         interrupted: Whether the cell was interrupted.
         timeout_s: The timeout that ended the cell; None if none did.
         notices: ``{words: ranks}`` that the person should read.
@@ -133,6 +140,9 @@ class CellResult:
         is_broken: Process groups must be built again.
         is_uneven: Ranks may have issued different numbers of operations: groups are built again without many words.
         killed: Ranks that did not answer a second Ctrl-C and were ended.
+        spans: Where the time went, as it came from the ranks: see ``timeline``; None until the cell has ended.
+        pickles: ``{rank: pickled value of the last expression}`` where values were asked for: see :meth:`objects`.
+        problems: ``{rank: why that value stays there}``.
     """
 
     cell: int

@@ -45,6 +45,10 @@ class Roster:
         """Ranks that have not answered a cell."""
         return RankSet(list(self._busy))
 
+    def exited(self, ranks: RankSet) -> list[m.RankExited]:
+        """How those of these ranks ended that have no process."""
+        return [self._exited[rank] for rank in ranks if rank in self._exited]
+
     def hosts(self) -> tuple[str, ...]:
         """Host of each rank, by rank; "" where it is not known."""
         return tuple(self._ready[rank].host if rank in self._ready else "" for rank in range(self._world_size))
