@@ -8,6 +8,7 @@ from time import monotonic, perf_counter_ns
 from typing import Any, Protocol
 
 from hpcnb.cluster.result import CellResult, RankError, RankExit, RawSpans, RichOutput
+from hpcnb.cluster.roster import still_run
 from hpcnb.core import messages as m
 from hpcnb.core import watch
 from hpcnb.core.diagnosis import RankFacts
@@ -95,7 +96,6 @@ class CellRun:
         self.submitted_ns = began_ns
         self._is_told = bool(began_ns)  # and may be long over: the node says when it ended
         self.changed = False
-        self.signalled = False
         self._times: dict[int, tuple[int, int]] = {}
         self._grouper = Grouper(ranks)
         self._cleared = RankSet()
@@ -272,7 +272,7 @@ class CellRun:
         lines += [f"rank {rank} {exited}" for rank, exited in self.result.exit_details.items()]
         lines += self.result.explanations
         if lines:
-            lines.append(f"{self.watch.running.words()} still run{'s' if len(self.watch.running) == 1 else ''}")
+            lines.append(still_run(self.watch.running))
         return [*lines, *self.watch.report]
 
     def _reply(self, reply: m.CellReply) -> None:

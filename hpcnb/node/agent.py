@@ -510,6 +510,7 @@ class Agent:
             m.Welcome(
                 m.PROTOCOL, __version__, self._spec.python_version, os.uname().nodename, os.getpid(),
                 self._spec.first_rank, self._spec.num_ranks, self._generation, self._last_cell,
+                any(self._ranks[rank].alive for rank in self._journal.broken if rank in self._ranks),
             ),
         )  # fmt: skip
         if hello.role != "notebook":

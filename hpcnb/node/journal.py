@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpcnb.core import messages as m
+from hpcnb.core.ranks import RankSet
 
 __all__ = ["Journal"]
 
@@ -23,7 +24,8 @@ _OVERHEAD_BYTES = 400
 _TOO_LARGE = "it was too large to be kept until a notebook came"
 #: Places of these fields in the list that a CellReply travels as.
 _REPLY = [each.name for each in dataclasses.fields(m.CellReply)]
-_RANK, _PICKLE, _PROBLEM = (_REPLY.index(name) for name in ("rank", "value_pickle", "value_problem"))
+_RANK, _IS_BROKEN = _REPLY.index("rank"), _REPLY.index("is_broken")
+_PICKLE, _PROBLEM = _REPLY.index("value_pickle"), _REPLY.index("value_problem")
 
 
 @dataclass
@@ -52,6 +54,7 @@ class _Pages:
     asked: dict[int, tuple[int, int]] = field(default_factory=dict)  # rank: its open question, (request, serial number)
     bars: dict[tuple[int, str, int], m.Progress] = field(default_factory=dict)
     held: m.Held | None = None
+    answered: RankSet = field(default_factory=RankSet)
     done: bool = False
     num_displays_lost: int = 0
     text_lost: bool = False
@@ -82,7 +85,16 @@ class Journal:
         self._limit = limit_bytes
         self._cells: dict[int, _Pages] = {}
         self._serial = itertools.count()
+        self._broken = RankSet()
         self.num_bytes = 0
+
+    @property
+    def broken(self) -> RankSet:
+        """Ranks that cannot communicate until groups are built again.
+
+        By what they said last, of whatever cell; or since a rank of their last cell has not lived to answer it.
+        """
+        return self._broken
 
     @property
     def running(self) -> list[m.CellBegan]:
@@ -107,6 +119,8 @@ class Journal:
             connected: Notebooks that hear it.
         """
         pages = self._cells.get(getattr(message, "cell", 0))
+        if isinstance(message, m.Replies | m.CellDone):
+            self._note_broken(pages, message)
         if pages is None:
             return
         if isinstance(message, m.Progress):
@@ -129,6 +143,16 @@ class Journal:
             if not pages.followers.isdisjoint(connected):
                 self.forget(message.cell)
         self._trim()
+
+    def _note_broken(self, pages: _Pages | None, message: m.Replies | m.CellDone) -> None:
+        answered = RankSet(fields[_RANK] for fields in message.replies)
+        self._broken -= answered
+        self._broken |= RankSet(fields[_RANK] for fields in message.replies if fields[_IS_BROKEN])
+        if pages is None:
+            return
+        pages.answered |= answered
+        if isinstance(message, m.CellDone) and pages.answered != pages.began.ranks:
+            self._broken |= pages.answered
 
     def answered(self, reply: m.InputReply) -> None:
         """A notebook has answered a question: whoever follows the cell from now on must not ask it again."""
