@@ -190,6 +190,7 @@ async def await_ranks(inbox: Inbox, ranks: RankSet, *, timeout_s: float) -> None
         CellInterrupted: Ctrl-C was pressed.
         ClusterStateError: The notebook lets go of the cluster.
         LaunchError: One of them ended, or is not ready in time.
+        LinkError: The cluster ended.
     """
     deadline_s = time.monotonic() + timeout_s
     missing = ranks
@@ -201,6 +202,9 @@ async def await_ranks(inbox: Inbox, ranks: RankSet, *, timeout_s: float) -> None
         if isinstance(message, watch.LetGo):
             msg = "this notebook let go of the cluster"
             raise ClusterStateError(msg)
+        if isinstance(message, m.Farewell):
+            msg = f"the cluster ended: {message.reason}"
+            raise LinkError(msg)
         if isinstance(message, m.RankReady):
             missing -= RankSet([message.rank])
         elif isinstance(message, m.RankExited) and message.rank in missing and not message.expected:

@@ -15,7 +15,7 @@ from hpcnb.core import messages as m
 from hpcnb.core import watch
 from hpcnb.core.board import Activity, stamp
 from hpcnb.core.diagnosis import Inside, Issues, RankFacts
-from hpcnb.core.errors import ClusterStateError, LaunchError, LinkError
+from hpcnb.core.errors import CellInterrupted, ClusterStateError, LaunchError, LinkError
 from hpcnb.core.ranks import RankSet
 
 ALL = RankSet.all(2)
@@ -219,6 +219,21 @@ def test_a_rank_that_ends_before_it_is_ready(clock):
     with pytest.raises(LaunchError) as caught:
         drive(await_ranks(inbox, RankSet([1, 2]), timeout_s=1.0))
     assert str(caught.value) == "rank 2 ended with status 1 before it was ready\n    ImportError: x\n    bye"
+
+
+@pytest.mark.parametrize(
+    ("event", "kind", "words"),
+    [
+        (watch.InterruptAsked(), CellInterrupted, r"^it was interrupted before ranks 1,2 were ready$"),
+        (watch.LetGo(), ClusterStateError, r"^this notebook let go of the cluster$"),
+        (m.Farewell("idle"), LinkError, r"^the cluster ended: idle$"),
+    ],
+)
+def test_what_else_ends_the_wait_for_ranks(clock, event, kind, words):
+    inbox = Inbox()
+    inbox.put(event)
+    with pytest.raises(kind, match=words):
+        drive(await_ranks(inbox, RankSet([1, 2]), timeout_s=1.0))
 
 
 def test_ranks_that_are_not_ready_in_time(clock):
