@@ -21,9 +21,9 @@ from hpcnb.core.ranks import RankSet
 
 if TYPE_CHECKING:
     from hpcnb.cluster.cell_run import CellRun
+    from hpcnb.cluster.inbox import Inbox
     from hpcnb.cluster.node import Node
     from hpcnb.cluster.result import CellResult
-    from hpcnb.cluster.waiting import Inbox
 
 __all__ = ["Asker", "Asks", "Conversation"]
 

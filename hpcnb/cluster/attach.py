@@ -15,7 +15,7 @@ from hpcnb.cluster.running import Found, RunningAgent, find, read_spec
 from hpcnb.core.errors import ClusterStateError, LaunchError, LinkError, OptionError, VersionMismatch
 from hpcnb.core.launch import AgentSpec
 
-__all__ = ["ClusterRow", "attach", "clusters", "stop_all"]
+__all__ = ["ClusterRow", "attach", "clusters", "ranks_words", "stop_all"]
 
 #: An agent answers at once; one that does not within so long is listed as silent.
 _LOOK_S = 3.0
@@ -189,12 +189,13 @@ def _row(found: Found) -> ClusterRow:
     return ClusterRow(
         said["name"], found.key, "running" if said["num_ready"] else "starting", said["num_ranks"], said["mesh"],
         said["host"], said["started_s"], said["notebooks"],
-        ", ".join(f"{each['label']} on {_ranks(each['ranks'])}" for each in said["running"]),
+        ", ".join(f"{each['label']} on {ranks_words(each['ranks'])}" for each in said["running"]),
         tuple(each["label"] for each in said["unseen"]), said["idle_left_s"],
     )  # fmt: skip
 
 
-def _ranks(text: str) -> str:
+def ranks_words(text: str) -> str:
+    """``rank 3``, ``ranks 0-3``: ranks as an agent names them, for sentences."""
     return f"rank {text}" if text.isdecimal() else f"ranks {text}"
 
 

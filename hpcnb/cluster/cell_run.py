@@ -8,6 +8,7 @@ from time import monotonic, perf_counter_ns
 from typing import Any, Protocol
 
 from hpcnb.cluster.result import CellResult, RankError, RankExit, RawSpans, RichOutput
+from hpcnb.cluster.roster import still_run
 from hpcnb.core import messages as m
 from hpcnb.core import watch
 from hpcnb.core.diagnosis import RankFacts
@@ -95,7 +96,6 @@ class CellRun:
         self.submitted_ns = began_ns
         self._is_told = bool(began_ns)  # and may be long over: the node says when it ended
         self.changed = False
-        self.signalled = False
         self._times: dict[int, tuple[int, int]] = {}
         self._grouper = Grouper(ranks)
         self._cleared = RankSet()
@@ -110,13 +110,9 @@ class CellRun:
     def feed(self, message: m.Message) -> list[watch.Action]:  # noqa: C901, PLR0911, PLR0912 - one branch per message
         """Take one message of an agent; returns what the watch wants done."""
         if isinstance(message, m.RankExited):
-            exited = RankExit(
-                message.status, message.last_lines, message.was_in, message.last_operation, message.memory_mb,
-                message.was_out_of_memory,
-            )  # fmt: skip
+            exited = _exit_of(message)
             if message.rank in self.watch.running:
-                self.result.exits[message.rank] = message.status
-                self.result.exit_details[message.rank] = exited
+                self._ended(message.rank, exited)
             return self.tell(watch.Exited(message.rank, self._clock(), str(exited)))
         if getattr(message, "cell", None) != self.result.cell:
             return []  # of an earlier cell that some ranks still run
@@ -244,12 +240,20 @@ class CellRun:
         self.changed = True
         return actions
 
+    def _ended(self, rank: int, exited: RankExit) -> None:
+        self.result.exits[rank], self.result.exit_details[rank] = exited.status, exited
+
+    def heard_before(self, ended: m.RankExited) -> None:
+        """How a rank ended, which was told before this notebook followed the cell."""
+        exited = self.result.exit_details.get(ended.rank)
+        if exited is not None and exited.status is None:
+            self._ended(ended.rank, _exit_of(ended))
+
     def _done(self, message: m.CellDone) -> list[watch.Action]:
         actions = self._take(message.replies)
-        for rank in self.watch.running:  # before the cell reached them, or while no notebook was there to hear how
-            exited = self.result.exit_details[rank] = RankExit(None)
-            self.result.exits[rank] = None
-            actions += self.tell(watch.Exited(rank, self._clock(), str(exited)))
+        for rank in self.watch.running:  # before the cell reached them, or before this notebook followed it
+            self._ended(rank, RankExit(None))
+            actions += self.tell(watch.Exited(rank, self._clock(), str(RankExit(None))))
         self.result.spans = RawSpans(
             self.submitted_ns,
             message.done_ns if self._is_told else perf_counter_ns(),
@@ -268,7 +272,7 @@ class CellRun:
         lines += [f"rank {rank} {exited}" for rank, exited in self.result.exit_details.items()]
         lines += self.result.explanations
         if lines:
-            lines.append(f"{self.watch.running.words()} still run{'s' if len(self.watch.running) == 1 else ''}")
+            lines.append(still_run(self.watch.running))
         return [*lines, *self.watch.report]
 
     def _reply(self, reply: m.CellReply) -> None:
@@ -315,3 +319,10 @@ class CellRun:
             if item.kind == "cut":
                 self.result.floods.update({rank: flood_file(rank) for rank in item.ranks})
         return self.result
+
+
+def _exit_of(message: m.RankExited) -> RankExit:
+    return RankExit(
+        message.status, message.last_lines, message.was_in, message.last_operation, message.memory_mb,
+        message.was_out_of_memory,
+    )  # fmt: skip

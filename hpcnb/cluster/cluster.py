@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hpcnb.cluster import asking, check, leaving, machine, recovery, waiting
-from hpcnb.cluster.cell_run import CellRequest, CellRun, CellView
-from hpcnb.cluster.history import History
+from hpcnb.cluster.cell_run import CellRequest, CellView
+from hpcnb.cluster.inbox import drive, drive_async
 from hpcnb.cluster.launchers import local
 from hpcnb.cluster.node import Node
 from hpcnb.cluster.result import CellResult
-from hpcnb.cluster.roster import Roster
+from hpcnb.cluster.submission import Submitter
 from hpcnb.core import lifecycle, replicas, watch
 from hpcnb.core import messages as m
-from hpcnb.core.errors import CellFailed, ClusterStateError, LaunchError, OptionError, TransferError
+from hpcnb.core.errors import CellInterrupted, ClusterStateError, LaunchError, OptionError, TransferError
 from hpcnb.core.launch import IDLE_TIMEOUT_S, AgentSpec, RunFolder
 from hpcnb.core.mesh import MeshSpec
 from hpcnb.core.ranks import RankSet
@@ -39,10 +37,10 @@ __all__ = ["Cluster", "current", "held", "starting"]
 LAUNCHERS = ("local",)
 #: Lines and characters of a flood that the notebook shows, over all ranks.
 _LINE_BUDGET, _BYTE_BUDGET = 2400, 200_000
-#: Cells whose spans are kept for ``timeline()``, and how much of them.
-_KEPT_CELLS, _KEPT_BYTES = 200, 32 << 20
 #: Messages of our own to all ranks are answered at once by idle ranks.
 _SERVICE_TIMEOUT_S = 60.0
+
+_T = TypeVar("_T")
 
 
 class Cluster:
@@ -99,27 +97,21 @@ class Cluster:
         self.mesh = MeshSpec.for_world(num_ranks, mesh)
         self.name = name
         self.launcher = launcher
-        self.last_result: CellResult | None = None
         self._idle_timeout_s = idle_timeout_s
         self._threads_per_rank = threads_per_rank or machine.threads_per_rank(num_ranks)
         self._environment = dict(environment or {})
         self._python = python
         self._start_timeout_s = start_timeout_s
         self._record = record
-        self._grace_s = float("inf") if grace_s is None else grace_s
-        self._auto_restart = auto_restart
         self._state = lifecycle.Lifecycle(num_ranks)
         self._node: Node | None = None
-        self._inbox = waiting.Inbox()
-        self._numbers = itertools.count(1)  # of everything that ranks answer
-        self._labels = itertools.count(1)  # of cells that have no name of their own
         self._lock = threading.RLock()
-        self._run_lock = threading.Lock()
-        self._roster = Roster(num_ranks)
-        self._generation = 0
-        self._is_broken = False  # groups must be built again before the next cell
-        self._rejoining: waiting.Inbox | None = None
-        self._history = History(_KEPT_CELLS, _KEPT_BYTES)
+        self._submitter = Submitter(
+            num_ranks,
+            self._running_node,
+            grace_s=float("inf") if grace_s is None else grace_s,
+            auto_restart=auto_restart,
+        )
         self._client: ipp.Client | None = None
         self.start_stages: list[str] = []
 
@@ -169,7 +161,7 @@ class Cluster:
         try:
             self._node = self._launch()
             self._state = waiting.await_ready(
-                self._node, self._inbox, self._state, timeout_s=self._start_timeout_s, on_stage=tell
+                self._node, self._submitter.inbox, self._state, timeout_s=self._start_timeout_s, on_stage=tell
             )
         except BaseException:
             self.stop()
@@ -198,7 +190,11 @@ class Cluster:
         try:
             self._node = open_node(self._on_message)
             self._state = waiting.await_ready(
-                self._node, self._inbox, self._state, timeout_s=self._start_timeout_s, on_stage=self.start_stages.append
+                self._node,
+                self._submitter.inbox,
+                self._state,
+                timeout_s=self._start_timeout_s,
+                on_stage=self.start_stages.append,
             )
         except BaseException:
             self.detach()
@@ -208,7 +204,6 @@ class Cluster:
     def _take_hold(self) -> None:
         global _latest  # noqa: PLW0603 - magics run on the cluster that was started or attached to last
         _latest = weakref.ref(self)
-        _held.add(self)
 
     @property
     def key(self) -> str:
@@ -235,10 +230,7 @@ class Cluster:
 
     def _reset(self) -> None:
         self._state = lifecycle.Lifecycle(self.world_size)
-        self._roster.clear()
-        self._generation = 0
-        self._is_broken = False
-        self._inbox = waiting.Inbox()
+        self._submitter.reset()
         self.start_stages = []
 
     def stop(self) -> None:
@@ -250,7 +242,7 @@ class Cluster:
         """Let go: the cluster goes on, with all names, until its idle timeout; ``hpcnb.attach`` takes it again."""
         if (node := self._let_go()) is not None:
             node.let_go()
-            self._inbox.put(watch.LetGo())  # whoever waits for a cell hears nothing more
+            self._submitter.let_go()
 
     def leave(self) -> None:
         """Stop the cluster, but let go of it if other notebooks are connected."""
@@ -268,7 +260,6 @@ class Cluster:
             client, self._client = self._client, None
         if client is not None:
             client.close()
-        _held.discard(self)
         return node
 
     def __enter__(self) -> Self:
@@ -286,16 +277,7 @@ class Cluster:
     # --- messages (link thread) -----------------------------------------------------------------------------
 
     def _on_message(self, message: m.Message) -> None:
-        self._roster.hear(message)
-        if isinstance(message, m.Welcome):
-            self._generation = message.generation
-            self._numbers = itertools.count(max(next(self._numbers), message.last_cell + 1))
-        elif isinstance(message, m.CellBegan):  # of another notebook: its number is taken
-            self._numbers = itertools.count(max(next(self._numbers), message.cell + 1))
-        if self._run_lock.locked() or self._state.phase == "starting":  # else nobody takes it
-            self._inbox.put(message)
-        if self._rejoining is not None:
-            self._rejoining.put(message)
+        self._submitter.hear(message, is_starting=self._state.phase == "starting")
 
     def _running_node(self) -> Node:
         if self._node is None or self._state.phase != "running":
@@ -327,24 +309,39 @@ class Cluster:
             if not isinstance(given, str):
                 msg = f"run() takes {name} as text, not a {type(given).__name__}; functions are for cluster.call"
                 raise OptionError(msg)
-        return self._wait(self._cell(CellRequest(source, on=on, timeout_s=timeout_s)))
+        return self._do_for_script(lambda: self._cell(CellRequest(source, on=on, timeout_s=timeout_s)))
 
     def execute(self, request: CellRequest, view: CellView | None = None) -> CellResult:
         """Like :meth:`run`, for views: shows the cell while it runs, and returns also after Ctrl-C."""
-        with self._cell(request, view) as pending:
-            pending.wait()
-        return pending.result
+        return self._do(lambda: self._cell(request, view))
 
     async def execute_async(self, request: CellRequest, view: CellView | None = None) -> CellResult:
-        """Like :meth:`execute`, while the caller's event loop runs on."""
-        with self._cell(request, view) as pending:
-            await pending.wait_async()
-        return pending.result
+        """Like :meth:`execute`, while the caller's event loop runs on, also while groups are mended."""
+        with self._submitter.command():
+            return await drive_async(self._cell(request, view))
 
-    def _cell(
-        self, request: CellRequest, view: CellView | None = None
-    ) -> contextlib.AbstractContextManager[waiting.CellWait]:
-        label = request.label or f"cell {next(self._labels)}"
+    def _do(self, steps: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        with self._submitter.command():
+            return drive(steps())
+
+    def _do_for_script(self, steps: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """For callers that know Ctrl-C as an exception."""
+        with self._submitter.command() as command:
+            try:
+                result = drive(steps())
+            except CellInterrupted as error:
+                if command.signalled:
+                    raise KeyboardInterrupt(str(error)) from error
+                raise
+        if command.signalled:
+            raise KeyboardInterrupt
+        return result
+
+    async def _cell(self, request: CellRequest, view: CellView | None = None) -> CellResult:
+        if (timeout_s := request.timeout_s) is not None and timeout_s <= 0:
+            msg = f"timeout {timeout_s:g} s: a timeout is more than 0 seconds"
+            raise OptionError(msg)
+        label = request.label or self._submitter.next_label()
 
         def message(cell: int, ranks: RankSet) -> m.Message:
             lines, size = max(40, _LINE_BUDGET // len(ranks)), max(4000, _BYTE_BUDGET // len(ranks))
@@ -360,7 +357,12 @@ class Cluster:
                 request.is_init,
             )
 
-        return self._submitted(message, on=request.on, timeout_s=request.timeout_s, view=view, label=label)
+        return await self._submitter.cell(
+            message, self._select(request.on), timeout_s=timeout_s, view=view, label=label
+        )
+
+    def _select(self, on: str) -> RankSet:
+        return select(on, self.selection_context(slowest="slowest" in on))
 
     def call(self, function: Callable[..., Any], *args: Any, on: str = "all", **kwargs: Any) -> dict[int, Any]:
         """Call a function on ranks: ``{rank: value}``.
@@ -383,158 +385,15 @@ class Cluster:
             msg = f"cannot send {getattr(function, '__name__', function)!r} and its arguments to the ranks: {error}"
             raise TransferError(msg) from error
         label = f"call of {getattr(function, '__name__', 'a function')}"
-        result = self._wait(
-            self._submitted(
-                lambda cell, ranks: m.CallFunction(cell, ranks, payload, 1000, 100_000, label), on=on, label=label
+        ranks = self._select(on)
+        result = self._do_for_script(
+            lambda: self._submitter.cell(
+                lambda cell, ranks: m.CallFunction(cell, ranks, payload, 1000, 100_000, label), ranks, label=label
             )
         )
         result.raise_for_errors()
         values = result.objects()
         return {rank: values[rank] for rank in result.ranks}
-
-    @staticmethod
-    def _wait(submitted: contextlib.AbstractContextManager[waiting.CellWait]) -> CellResult:
-        with submitted as pending:
-            pending.wait()
-        if pending.run.signalled:
-            raise KeyboardInterrupt
-        return pending.result
-
-    @contextlib.contextmanager
-    def _submitted(
-        self,
-        make: Callable[[int, RankSet], m.Message],
-        *,
-        on: str = "all",
-        timeout_s: float | None = None,
-        view: CellView | None = None,
-        label: str | None = None,
-    ) -> Iterator[waiting.CellWait]:
-        """Submit what ``make(cell, ranks)`` returns; the caller waits; then settle the result and mend groups."""
-        if timeout_s is not None and timeout_s <= 0:
-            msg = f"timeout {timeout_s:g} s: a timeout is more than 0 seconds"
-            raise OptionError(msg)
-        ranks = select(on, self.selection_context(slowest="slowest" in on))
-        if self._is_broken and not self.busy:  # ranks that kept it from being done have answered since
-            self._is_broken = not recovery.mend(self)[0]
-        with self._on_ranks(make, ranks, timeout_s=timeout_s, view=view, label=label) as pending:
-            yield pending
-        self._conclude(pending.run, view)
-
-    def _recover_from(self, result: CellResult) -> list[str]:
-        ended = RankSet(result.exits)
-        if ended and (self._auto_restart or result.killed) and not self.busy & self.alive:
-            try:
-                restarted = recovery.restart(self, ended)
-            except (CellFailed, ClusterStateError, LaunchError) as error:
-                return [f"{ended.words()} could not be replaced; type  %hpc restart-rank  to try again\n{error}"]
-            self._is_broken = False
-            return [str(restarted)]
-        is_done, words = recovery.mend(self)
-        self._is_broken = not is_done
-        return words
-
-    @contextlib.contextmanager
-    def _on_ranks(
-        self,
-        make: Callable[[int, RankSet], m.Message],
-        ranks: RankSet,
-        *,
-        timeout_s: float | None,
-        view: CellView | None = None,
-        label: str | None = None,
-    ) -> Iterator[waiting.CellWait]:
-        """Send a message to ranks, have the caller wait, and complete the result."""
-        node = self._running_node()
-        if not self._run_lock.acquire(blocking=False):
-            msg = "another cell is running on this cluster; wait for it, or type %hpc interrupt"
-            raise ClusterStateError(msg)
-        try:
-            self._inbox = waiting.Inbox()  # before looking: who ends from now on is heard of
-            self._roster.check(ranks)
-            cell = next(self._numbers)
-            run = CellRun(cell, label or f"cell {cell}", ranks, self.world_size, grace_s=self._grace_s)
-            message = make(cell, ranks)
-            with waiting.sigint_as_event(run, self._inbox):
-                run.submitted_ns = time.perf_counter_ns()
-                self._send_cell(node, message, cell, ranks)
-                yield waiting.CellWait(run, node, self._inbox, timeout_s=timeout_s, view=view)
-            self._settle(run, node)
-            if run.watch.timed_out:
-                run.result.timeout_s = timeout_s
-        finally:
-            self._run_lock.release()
-
-    # --- what recovery needs --------------------------------------------------------------------------------
-
-    def serve(
-        self,
-        make: Callable[[int, RankSet], m.Message],
-        ranks: RankSet,
-        *,
-        label: str,
-        timeout_s: float,
-        needs: RankSet | None = None,
-    ) -> CellResult:
-        """Send a message of our own to ranks and wait; it is in no history. Given up if one of ``needs`` ends."""
-        with self._on_ranks(make, ranks, timeout_s=timeout_s, label=label) as pending:
-            pending.needs = needs or RankSet()
-            pending.wait()
-        return pending.result
-
-    def tell(self, message: m.Message) -> None:
-        """Send a message that is not answered by ranks."""
-        self._running_node().link.send(message)
-
-    def init_cells(self) -> list[tuple[str, str, int, RankSet]]:
-        """Cells that were marked with ``--init``, in order: source, label, first line, ranks."""
-        return [tuple(each) for each in self._running_node().ask("init cells")]
-
-    def next_generation(self) -> int:
-        """A number for process groups that are about to be built; a try that fails uses it up."""
-        self._generation = max(self._generation, self.describe()["generation"]) + 1  # another notebook may have built
-        return self._generation
-
-    @property
-    def alive(self) -> RankSet:
-        """Ranks that have a process."""
-        return self._roster.alive
-
-    @property
-    def busy(self) -> RankSet:
-        """Ranks that have not answered a cell."""
-        return self._roster.busy
-
-    @contextlib.contextmanager
-    def rejoining(self, ranks: RankSet) -> Iterator[waiting.Inbox]:
-        """While ranks are forked again: what agents say, apart from the messages of cells."""
-        self._rejoining = waiting.Inbox()
-        self._roster.forget(ranks)
-        try:
-            yield self._rejoining
-        finally:
-            self._rejoining = None
-
-    def _settle(self, run: CellRun, node: Node) -> None:
-        """The wait is over: complete the result."""
-        result = run.finish(flood_file=lambda rank: str(node.folder.flood(run.result.cell, rank)))
-        if result.busy:
-            states = {row["rank"]: row["state"] for row in self.status() if row["rank"] in result.busy}
-            result.busy_states = states | result.busy_states
-
-    def _conclude(self, run: CellRun, view: CellView | None) -> CellResult:
-        """Mend what the cell broke, keep its result, show it."""
-        result = run.result
-        if result.is_broken or result.is_uneven:
-            self._is_broken = True
-            recovery_words = self._recover_from(result)
-            if result.is_broken or self._is_broken:
-                result.recovery = recovery_words
-        self.last_result = result
-        self._history.append(result)
-        if view is not None:
-            view.finish(run, result)
-        return result
 
     def join(self, view: CellView | None = None) -> CellResult:
         """Show a cell that another notebook, or an earlier life of this one, has begun; waits until it ends.
@@ -554,39 +413,11 @@ class Cluster:
 
     def follow(self, cell: int, view: CellView | None = None) -> CellResult:
         """The same for a cell by its number."""
-        node = self._running_node()
-        if not self._run_lock.acquire(blocking=False):
-            msg = "a cell of this notebook is running; wait for it, or type %hpc interrupt"
-            raise ClusterStateError(msg)
-        try:
-            self._inbox = waiting.Inbox()
-            node.link.send(m.Follow(cell))
-            began = waiting.await_began(node, self._inbox, cell)
-            run = CellRun(
-                cell, began.label, began.ranks, self.world_size, grace_s=self._grace_s, began_ns=began.began_ns
-            )
-            with waiting.sigint_as_event(run, self._inbox):
-                waiting.CellWait(run, node, self._inbox, timeout_s=None, view=view).wait()
-            self._settle(run, node)
-        finally:
-            self._run_lock.release()
-        return self._conclude(run, view)
-
-    def _send_cell(self, node: Node, message: m.Message, cell: int, ranks: RankSet) -> None:
-        self._roster.begin(ranks, cell)
-        try:
-            node.link.send(message)
-        except TransferError:
-            self._roster.free(cell)
-            raise
+        return self._do(lambda: self._submitter.follow(cell, view))
 
     def interrupt(self) -> None:
         """Interrupt the running cell on all its ranks; from any thread. Names on the ranks are kept."""
-        node = self._running_node()
-        if self._run_lock.locked():
-            self._inbox.put(watch.InterruptAsked(time.monotonic()))
-        else:
-            node.link.send(m.Interrupt(RankSet.all(self.world_size)))
+        self._submitter.interrupt()
 
     def recover(self) -> int:
         """Build the process groups of all ranks again, under a new generation; returns its number.
@@ -597,10 +428,9 @@ class Cluster:
         Raises:
             ClusterStateError: A rank is dead or busy.
             CellFailed: Building failed on a rank.
+            CellInterrupted: Ctrl-C was pressed; the next cell begins with building them.
         """
-        generation, _ = recovery.rebuild(self, self._roster.alive, self._roster.dead)
-        self._is_broken = False
-        return generation
+        return self._do(self._submitter.recover)
 
     def restart_rank(self, *ranks: int) -> recovery.Restarted:
         """Replace ranks, dead or alive, by new processes that join groups and mesh; their names are lost.
@@ -615,16 +445,14 @@ class Cluster:
 
         Raises:
             OptionError: There is no such rank, or none is dead.
+            CellInterrupted: Ctrl-C was pressed before the new ranks were ready; they are dead until this is done again.
             ClusterStateError: Another rank is busy.
             LaunchError: A new rank ended before it was ready.
         """
         for rank in ranks:
             self._check_rank(rank)
-        chosen = RankSet(ranks) if ranks else self._roster.dead
-        try:
-            return recovery.restart(self, chosen)
-        finally:
-            self._is_broken = bool(self._roster.dead & chosen)
+        chosen = RankSet(ranks) if ranks else self._submitter.roster.dead
+        return self._do(lambda: self._submitter.restart(chosen))
 
     def debug(self, rank: int, *, ask: Callable[[str], str] | None = None, view: CellView | None = None) -> CellResult:
         """Open pdb on the last failure of a rank, at its innermost frame; returns when it has been left.
@@ -672,28 +500,23 @@ class Cluster:
     def _aside(
         self, make: Callable[[int, RankSet], m.Message], *, on: str, label: str, view: CellView | None = None
     ) -> CellResult:
-        """Run what is no cell of the person's: the last result and the timeline stay those of their cells."""
-        ranks = select(on, self.selection_context(slowest="slowest" in on))
-        with self._on_ranks(make, ranks, timeout_s=None, view=view, label=label) as pending:
-            pending.wait()
-        if view is not None:
-            view.finish(pending.run, pending.result)
-        if pending.run.signalled:
-            raise KeyboardInterrupt
-        return pending.result
+        ranks = self._select(on)
+        return self._do_for_script(lambda: self._submitter.aside(make, ranks, label=label, view=view))
 
     def recording(self, *, enabled: bool) -> None:
         """Switch the recorder of all ranks on or off; off, cells have a breakdown without communication."""
-        self.serve(
-            lambda cell, ranks: m.Recording(cell, ranks, enabled), RankSet.all(self.world_size), label="recording",
-            timeout_s=_SERVICE_TIMEOUT_S,
+        self._do(
+            lambda: self._submitter.serve(
+                lambda cell, ranks: m.Recording(cell, ranks, enabled), RankSet.all(self.world_size), label="recording",
+                timeout_s=_SERVICE_TIMEOUT_S,
+            )
         ).raise_for_errors()  # fmt: skip
 
     # --- questions ------------------------------------------------------------------------------------------
 
     def selection_context(self, *, slowest: bool = False) -> SelectionContext:
         """What names in a rank selection refer to now."""
-        failed = self._roster.dead
+        failed = self._submitter.roster.dead
         waited_for = RankSet()
         if self.last_result is not None:
             failed |= RankSet(self.last_result.errors)
@@ -701,7 +524,22 @@ class Cluster:
                 from hpcnb.timing.stragglers import slowest as slowest_of
 
                 waited_for = slowest_of(self.last_result.cell_timeline)
-        return SelectionContext(self.mesh, self._roster.hosts(), failed, waited_for)
+        return SelectionContext(self.mesh, self._submitter.roster.hosts(), failed, waited_for)
+
+    @property
+    def last_result(self) -> CellResult | None:
+        """Of the last cell that ended, whether this notebook submitted it or followed it."""
+        return self._submitter.last_result
+
+    @property
+    def alive(self) -> RankSet:
+        """Ranks that have a process."""
+        return self._submitter.alive
+
+    @property
+    def busy(self) -> RankSet:
+        """Ranks that have not answered a cell."""
+        return self._submitter.busy
 
     def status(self) -> list[dict[str, Any]]:
         """One row per rank: rank, host, pid, device, state (with the collective it is in), memory_mb (PSS)."""
@@ -710,8 +548,7 @@ class Cluster:
 
     def describe(self) -> dict[str, Any]:
         """The cluster as its agent sees it: name, notebooks connected, cells that run or ended unseen, idle time."""
-        described: dict[str, Any] = self._running_node().ask("cluster")
-        return described
+        return self._submitter.describe()
 
     def logs(self, rank: int | None = None) -> str:
         """What a rank wrote outside of cells; without a rank, the log of the agent."""
@@ -728,7 +565,7 @@ class Cluster:
         """Spans of the cells so far: of the last 200 at most, and 32 MB of records."""
         from hpcnb.timing.timeline import Timeline
 
-        return Timeline(tuple(cell for result in self._history if (cell := result.cell_timeline) is not None))
+        return Timeline(tuple(cell for result in self._submitter.history if (cell := result.cell_timeline) is not None))
 
     @property
     def client(self) -> ipp.Client:
@@ -744,7 +581,6 @@ class Cluster:
 
 _latest: weakref.ref[Cluster] | None = None
 _starting: weakref.ref[Cluster] | None = None
-_held: weakref.WeakSet[Cluster] = weakref.WeakSet()
 
 
 def current() -> Cluster | None:
@@ -761,4 +597,4 @@ def starting() -> Cluster | None:
 
 def held() -> list[Cluster]:
     """Clusters that this process started or attached to, and has not let go."""
-    return [cluster for cluster in _held if cluster.running]
+    return [cluster for cluster in leaving.held() if isinstance(cluster, Cluster) and cluster.running]

@@ -7,7 +7,7 @@ import os
 import weakref
 from typing import Protocol
 
-__all__ = ["at_exit", "coming_back"]
+__all__ = ["at_exit", "coming_back", "held"]
 
 
 class Held(Protocol):
@@ -34,13 +34,18 @@ def at_exit(cluster: Held) -> None:
         atexit.register(_leave, weakref.ref(cluster), os.getpid())
 
 
+def held() -> list[Held]:
+    """Clusters that this process has started or attached to, also those that it has let go of again."""
+    return list(_held)
+
+
 def coming_back(*, is_it: bool) -> None:
     """This process is about to exit, and will be started again (a kernel restart) or not. From any thread."""
     global _coming_back  # noqa: PLW0603 - one process exits once
     _coming_back = is_it
     if not is_it:
         # at once: a kernel that is stuck in a cell is killed and never gets as far as its exit functions
-        for cluster in list(_held):
+        for cluster in held():
             cluster.end_soon()
 
 

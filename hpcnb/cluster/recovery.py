@@ -1,6 +1,7 @@
 """After a failure: process groups are built again, dead ranks are replaced, and what was lost is named.
 
-Works on a cluster through its service messages; decides nothing about a running cell (core/watch.py does).
+Works on ranks through service messages; decides nothing about a running cell (core/watch.py does). Coroutines, whose
+waits cluster/inbox.py carries out: a notebook kernel answers its widgets meanwhile, and Ctrl-C ends them.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hpcnb.cluster import waiting
+from hpcnb.cluster.roster import still_run
 from hpcnb.core import messages as m
-from hpcnb.core.errors import CellFailed, ClusterStateError, OptionError
+from hpcnb.core.errors import CellFailed, CellInterrupted, ClusterStateError, OptionError
 from hpcnb.core.ranks import RankSet
 
 if TYPE_CHECKING:
-    from hpcnb.cluster.cluster import Cluster
+    from hpcnb.cluster.submission import Submitter
 
-__all__ = ["Restarted", "mend", "rebuild", "restart"]
+__all__ = ["Restarted", "built", "mend", "rebuild", "restart"]
 
 #: Idle ranks build groups within milliseconds; then something is wrong.
 _REBUILD_S = 10.0
@@ -28,16 +30,16 @@ _REPLAY_S = 600.0
 _NAMES_SHOWN = 12
 
 
-def rebuild(cluster: Cluster, ranks: RankSet, dead: RankSet) -> tuple[int, list[str]]:
+async def rebuild(submitter: Submitter, ranks: RankSet, dead: RankSet) -> tuple[int, list[str]]:
     """Build the process groups of ``ranks`` again; returns the new generation, and what ranks have to say.
 
     Raises:
         ClusterStateError: A rank is busy.
         CellFailed: Building failed on a rank.
     """
-    held = _holdings(cluster, ranks)
-    generation = cluster.next_generation()
-    result = cluster.serve(
+    held = await _holdings(submitter, ranks)
+    generation = submitter.next_generation()
+    result = await submitter.serve(
         lambda cell, on: m.Rebuild(cell, on, generation, dead, RankSet(), held.num_groups, held.partial),
         ranks,
         label="recover",
@@ -47,27 +49,41 @@ def rebuild(cluster: Cluster, ranks: RankSet, dead: RankSet) -> tuple[int, list[
     return generation, [f"{noticing.words()}: {notice}" for notice, noticing in result.notices.items()]
 
 
-def mend(cluster: Cluster) -> tuple[bool, list[str]]:
-    """Build groups again after a cell broke them; whether that is done, and what was done, in words."""
-    alive = cluster.alive
-    if busy := cluster.busy & alive:
+async def mend(submitter: Submitter) -> tuple[bool, list[str]]:
+    """Build groups again after a cell broke them; whether that is done, and what was done, in words.
+
+    Raises:
+        TakenElsewhere: Another notebook is at it.
+    """
+    alive = submitter.alive
+    if busy := submitter.busy & alive:
         verb = "has" if len(busy) == 1 else "have"
         return False, [f"process groups are built again when {busy.words()} {verb} answered"]
     if not alive:
         return False, []
-    dead = RankSet.all(cluster.world_size) - alive
+    dead = RankSet.all(submitter.world_size) - alive
     began_s = time.perf_counter()
     try:
-        generation, notices = rebuild(cluster, alive, dead)
-    except (CellFailed, ClusterStateError) as error:  # a rank died meanwhile, or is interrupted
+        generation, notices = await rebuild(submitter, alive, dead)
+    except CellInterrupted:
+        return False, ["building process groups again was interrupted; the next cell begins with it"]
+    except waiting.TakenElsewhere:
+        raise
+    except (CellFailed, ClusterStateError) as error:  # a rank died meanwhile
         return False, [f"process groups could not be built again; type  %hpc recover  to try once more\n{error}"]
-    lines = [f"process groups built again (generation {generation}, {time.perf_counter() - began_s:.2f} s)"]
-    if dead:
-        lines[0] += f"; {dead.words()} {'is' if len(dead) == 1 else 'are'} missing: type  %hpc restart-rank"
-        lines.append(f"all names on {alive.words()} are intact")
-    else:
-        lines.append("all names on all ranks are intact")
-    return True, lines + notices
+    how = f"(generation {generation}, {time.perf_counter() - began_s:.2f} s)"
+    return True, built(how, alive, dead) + notices
+
+
+def built(how: str, alive: RankSet, dead: RankSet) -> list[str]:
+    """Groups were built again: so in words, and what a person has now."""
+    if not dead:
+        return [f"process groups built again {how}", "all names on all ranks are intact"]
+    are = "is" if len(dead) == 1 else "are"
+    return [
+        f"process groups built again {how}; {dead.words()} {are} missing: type  %hpc restart-rank",
+        f"all names on {alive.words()} are intact",
+    ]
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,45 +120,50 @@ class Restarted:
         return "\n".join(lines)
 
 
-def restart(cluster: Cluster, ranks: RankSet) -> Restarted:
+async def restart(submitter: Submitter, ranks: RankSet) -> Restarted:
     """Replace the processes of ``ranks``, dead or alive, by new ones that join groups and mesh.
 
     Raises:
         OptionError: No such rank, or no rank.
+        CellInterrupted: Ctrl-C was pressed before the new ranks were ready.
         ClusterStateError: Another rank is busy.
         LaunchError: A new rank ended before it was ready.
     """
-    others = cluster.alive - ranks
-    if outside := ranks - RankSet.all(cluster.world_size):
-        msg = f"no {outside.words()}; the cluster has ranks 0-{cluster.world_size - 1}"
+    others = submitter.alive - ranks
+    if outside := ranks - RankSet.all(submitter.world_size):
+        msg = f"no {outside.words()}; the cluster has ranks 0-{submitter.world_size - 1}"
         raise OptionError(msg)
     if not ranks:
         msg = "no rank has ended; to replace one that lives name it:  %hpc restart-rank 2"
         raise OptionError(msg)
-    if busy := cluster.busy & others:
-        msg = f"{busy.words()} still run{'s' if len(busy) == 1 else ''} a cell; wait for it, or type  %hpc interrupt"
+    if busy := submitter.busy & others:
+        msg = f"{still_run(busy)} a cell; wait for it, or type  %hpc interrupt"
         raise ClusterStateError(msg)
     began_s = time.perf_counter()
-    held = _holdings(cluster, others)
+    held = await _holdings(submitter, others)
     made = sorted(held.groups.items(), key=lambda group: (len(group[0]), group[0]))
-    generation = cluster.next_generation()
-    dead = RankSet.all(cluster.world_size) - cluster.alive - ranks
-    with cluster.rejoining(ranks) as inbox:
-        cluster.tell(m.RestartRanks(ranks, generation, [list(group) for group in made], held.num_groups))
+    generation = submitter.next_generation()
+    dead = RankSet.all(submitter.world_size) - submitter.alive - ranks
+    with submitter.rejoining(ranks) as inbox:
+        submitter.tell(m.RestartRanks(ranks, generation, [list(group) for group in made], held.num_groups))
         if others:
-            result = cluster.serve(
+            result = await submitter.serve(
                 lambda cell, on: m.Rebuild(
                     cell, on, generation, dead, ranks, held.num_groups, held.partial
                 ),
                 others, label="recover",
                 timeout_s=_RESTART_S, needs=ranks,
             )  # fmt: skip
-        waiting.await_ranks(inbox, ranks, timeout_s=_RESTART_S)
+        await waiting.await_ranks(inbox, ranks, timeout_s=_RESTART_S)
         if others:
             result.raise_for_errors()
     took_s = time.perf_counter() - began_s
-    replayed, failed = _replay(cluster, ranks)
-    return Restarted(ranks, took_s, tuple(replayed), failed, _lost(cluster, others, ranks))
+    replayed, failed = await _replay(submitter, ranks)
+    try:
+        lost = await _lost(submitter, others, ranks)
+    except (CellInterrupted, ClusterStateError):  # an init cell was given up, or still runs: the ranks are there
+        lost = ()
+    return Restarted(ranks, took_s, tuple(replayed), failed, lost)
 
 
 @dataclass(frozen=True)
@@ -155,10 +176,10 @@ class _Holdings:
     names: set[str]
 
 
-def _holdings(cluster: Cluster, ranks: RankSet) -> _Holdings:
+async def _holdings(submitter: Submitter, ranks: RankSet) -> _Holdings:
     if not ranks:
         return _Holdings(0, {}, [], set())
-    listed = cluster.serve(m.ListGroups, ranks, label="list of groups", timeout_s=_REBUILD_S)
+    listed = await submitter.serve(m.ListGroups, ranks, label="list of groups", timeout_s=_REBUILD_S)
     listed.raise_for_errors()
     by_rank = listed.objects()
     groups = {name: members for _, known, _ in by_rank.values() for name, members in known}
@@ -170,11 +191,11 @@ def _holdings(cluster: Cluster, ranks: RankSet) -> _Holdings:
     return _Holdings(num_groups, whole, partial, {name for *_, names in by_rank.values() for name in names})
 
 
-def _replay(cluster: Cluster, ranks: RankSet) -> tuple[list[str], dict[str, str]]:
+async def _replay(submitter: Submitter, ranks: RankSet) -> tuple[list[str], dict[str, str]]:
     """Run the cells that were marked with --init on new ranks; labels of all, and problems of those that failed."""
     replayed: list[str] = []
     failed: dict[str, str] = {}
-    for source, label, first_line, of_ranks in cluster.init_cells():
+    for source, label, first_line, of_ranks in submitter.init_cells():
         if not (on := ranks & of_ranks):
             continue
         replayed.append(label)
@@ -182,14 +203,21 @@ def _replay(cluster: Cluster, ranks: RankSet) -> tuple[list[str], dict[str, str]
         def run(cell: int, ranks: RankSet, what: tuple[str, str, int] = (source, label, first_line)) -> m.Message:
             return m.RunCell(cell, ranks, *what, want_pickles=False, line_budget=200, byte_budget=20_000, is_init=False)
 
-        result = cluster.serve(run, on, label=label, timeout_s=_REPLAY_S)
-        if not result.ok:
+        try:
+            result = await submitter.serve(run, on, label=label, timeout_s=_REPLAY_S)
+        except (CellInterrupted, ClusterStateError) as error:
+            failed[label] = f"it was not run: {error}"
+            continue
+        if result.interrupted:
+            failed[label] = "it was interrupted"
+        elif not result.ok:
             failed[label] = "; ".join(str(error) for error in result.errors.values()) or result.failure_text()
     return replayed, failed
 
 
-def _lost(cluster: Cluster, others: RankSet, ranks: RankSet) -> tuple[str, ...]:
+async def _lost(submitter: Submitter, others: RankSet, ranks: RankSet) -> tuple[str, ...]:
     """Names of the others that the new ranks lack."""
-    if not others or ranks - cluster.alive:
+    if not others or ranks - submitter.alive:
         return ()
-    return tuple(sorted(_holdings(cluster, others).names - _holdings(cluster, ranks).names))
+    theirs = await _holdings(submitter, others)
+    return tuple(sorted(theirs.names - (await _holdings(submitter, ranks)).names))

@@ -118,6 +118,7 @@ class CellResult:
         cell: Number of the cell in this cluster.
         label: What tracebacks call it.
         ranks: Ranks it ran on.
+        world_size: Ranks of the cluster.
         values: ``{rank: repr of the last expression}``; ranks without a value are missing.
         outputs: ``{rank: what it printed}``, stdout and stderr in order, floods cut.
         errors: ``{rank: RankError}``.
@@ -125,7 +126,9 @@ class CellResult:
         displays: Rich outputs; items of kind ``display`` and ``value`` refer to them by index.
         exits: ``{rank: status}`` of ranks that ended during the cell; a negative status is a signal, None
             is one that nobody saw.
+        exit_details: ``{rank: RankExit}``: how they ended, and in what.
         busy: Ranks that had not answered when the prompt came back.
+        busy_states: ``{rank: where it is, in words}`` of those.
         interrupted: Whether the cell was interrupted.
         timeout_s: The timeout that ended the cell; None if none did.
         notices: ``{words: ranks}`` that the person should read.
@@ -136,6 +139,9 @@ class CellResult:
         is_broken: Process groups must be built again.
         is_uneven: Ranks may have issued different numbers of operations: groups are built again without many words.
         killed: Ranks that did not answer a second Ctrl-C and were ended.
+        spans: Where the time went, as it came from the ranks: see ``timeline``; None until the cell has ended.
+        pickles: ``{rank: pickled value of the last expression}`` where values were asked for: see :meth:`objects`.
+        problems: ``{rank: why that value stays there}``.
     """
 
     cell: int

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from hpcnb.core import messages as m
 from hpcnb.core.errors import ClusterStateError
 from hpcnb.core.ranks import RankSet
 
-__all__ = ["Roster"]
+__all__ = ["Roster", "still_run"]
+
+#: Places of these fields in the list that a CellReply travels as.
+_RANK, _OK, _IS_BROKEN = (
+    [each.name for each in dataclasses.fields(m.CellReply)].index(name) for name in ("rank", "ok", "is_broken")
+)
+#: What a notebook's Rebuild is called to the others, see CellBegan.
+_REBUILD = m.Rebuild.__name__.lower()
+
+
+def still_run(ranks: RankSet) -> str:
+    """``rank 1 still runs``, to be followed by what."""
+    return f"{ranks.words()} still run{'s' if len(ranks) == 1 else ''}"
 
 
 class Roster:
@@ -22,6 +36,9 @@ class Roster:
         self._exited: dict[int, m.RankExited] = {}
         self._joining: set[int] = set()  # whose process is being replaced
         self._busy: dict[int, int] = {}  # ranks that have not answered: the cell
+        self._broken: set[int] = set()  # ranks whose last answer said so of their groups
+        self._rebuilds: dict[int, RankSet] = {}  # by another notebook: ranks that have not said that theirs are whole
+        self.num_rebuilt = 0  #: How often another notebook has built groups again.
 
     def clear(self) -> None:
         """The cluster starts anew."""
@@ -29,6 +46,8 @@ class Roster:
         self._exited.clear()
         self._joining.clear()
         self._busy.clear()
+        self._broken.clear()
+        self._rebuilds.clear()
 
     @property
     def alive(self) -> RankSet:
@@ -45,6 +64,15 @@ class Roster:
         """Ranks that have not answered a cell."""
         return RankSet(list(self._busy))
 
+    @property
+    def broken(self) -> RankSet:
+        """Ranks that cannot communicate until groups are built again, by what they said last, whoever asked."""
+        return RankSet(list(self._broken)) - self.dead
+
+    def exited(self, ranks: RankSet) -> list[m.RankExited]:
+        """How those of these ranks ended that have no process."""
+        return [self._exited[rank] for rank in ranks if rank in self._exited]
+
     def hosts(self) -> tuple[str, ...]:
         """Host of each rank, by rank; "" where it is not known."""
         return tuple(self._ready[rank].host if rank in self._ready else "" for rank in range(self._world_size))
@@ -56,6 +84,7 @@ class Roster:
                 self._ready[message.rank] = message
                 self._exited.pop(message.rank, None)
                 self._joining.discard(message.rank)
+                self._broken.discard(message.rank)
             case m.RankExited() if not message.expected:
                 self._exited[message.rank] = message
                 self._busy.pop(message.rank, None)
@@ -63,11 +92,25 @@ class Roster:
                 self.free(message.cell)
                 for rank in message.ranks:
                     self._busy[rank] = max(message.cell, self._busy.get(rank, 0))
-            case m.CellRefused() | m.CellDone():
+                if message.label == _REBUILD:
+                    self._rebuilds[message.cell] = message.ranks
+            case m.CellRefused():
                 self.free(message.cell)
+            case m.CellDone():
+                self._answered(message)
+                self.free(message.cell)
+                if self._rebuilds.pop(message.cell, None) == RankSet():
+                    self.num_rebuilt += 1
             case m.Replies():
-                answered = RankSet(fields[1] for fields in message.replies)  # the rank, see CellReply
-                self.free(message.cell, answered)
+                self._answered(message)
+                self.free(message.cell, RankSet(fields[_RANK] for fields in message.replies))
+
+    def _answered(self, message: m.Replies | m.CellDone) -> None:
+        for fields in message.replies:
+            rank = fields[_RANK]
+            (self._broken.add if fields[_IS_BROKEN] else self._broken.discard)(rank)
+            if message.cell in self._rebuilds and fields[_OK] and not fields[_IS_BROKEN]:
+                self._rebuilds[message.cell] -= RankSet([rank])
 
     def begin(self, ranks: RankSet, cell: int) -> None:
         """These ranks run a cell until they answer, however the wait for it ends."""
@@ -102,7 +145,7 @@ class Roster:
             raise ClusterStateError(msg)
         if busy := self.busy & ranks:
             msg = (
-                f"{busy.words()} still run{'s' if len(busy) == 1 else ''} an earlier cell; "
+                f"{still_run(busy)} an earlier cell; "
                 "type %hpc interrupt to stop it, %hpc join to see it, or choose other ranks with --on"
             )
             raise ClusterStateError(msg)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import queue
 import signal
 import threading
 import time
@@ -13,64 +11,84 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from hpcnb.cluster import asking
+from hpcnb.cluster.inbox import Arrived, Inbox
 from hpcnb.core import lifecycle, watch
 from hpcnb.core import messages as m
-from hpcnb.core.errors import ClusterStateError, LaunchError, LinkError, VersionMismatch
+from hpcnb.core.errors import CellInterrupted, ClusterStateError, LaunchError, LinkError, VersionMismatch
 from hpcnb.core.ranks import RankSet
 
 if TYPE_CHECKING:
     from hpcnb.cluster.cell_run import CellRun, CellView
     from hpcnb.cluster.node import Node
 
-__all__ = ["CellWait", "Inbox", "await_began", "await_ranks", "await_ready", "sigint_as_event"]
+__all__ = [
+    "CellWait",
+    "Command",
+    "TakenElsewhere",
+    "await_began",
+    "await_mended",
+    "await_ranks",
+    "await_ready",
+    "sigint_as_event",
+]
 
 #: Waits look around so often when nothing arrives.
 _TICK_S = 0.05
+#: A notebook whose cell broke the groups begins to build them again within so long, and has then so long for it.
+_OTHERS_BEGIN_S, _OTHERS_END_S = 1.5, 30.0
 
 
-class Inbox:
-    """What arrives for whoever waits: put from any thread, taken by one thread or one event loop."""
+class TakenElsewhere(ClusterStateError):
+    """Another notebook was faster: the ranks are doing what it wants."""
+
+
+class Command:
+    """What a person waits for, to the last word: a cell, and groups that are mended before and after it.
+
+    Ctrl-C is for the wait under way; while groups are mended it is for all that is left of that.
+    """
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[m.Message | watch.Event] = queue.SimpleQueue()
-        self._arrived: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
-        #: Told of what is put, on the thread that puts it, while whoever takes is busy asking a person.
-        self.on_put: Callable[[m.Message | watch.Event], None] | None = None
+        self._inboxes: list[Inbox] = []
+        self._is_mending = self._is_pending = False
+        self.signalled = False  #: Whether Ctrl-C was pressed, in whichever wait.
+        self.given_up = False  #: Whether it was pressed while groups were mended.
 
-    def put(self, message: m.Message | watch.Event) -> None:
-        """Something arrived."""
-        self._queue.put(message)
-        if (told := self.on_put) is not None:
-            told(message)
-        if (arrived := self._arrived) is not None:
-            loop, event = arrived
-            loop.call_soon_threadsafe(event.set)
+    def press(self, *, by_signal: bool = False) -> None:
+        """Ctrl-C, or an interrupt from another thread."""
+        self.signalled |= by_signal
+        self.given_up |= self._is_mending
+        self._is_pending = not self._inboxes
+        for inbox in list(self._inboxes):
+            inbox.put(watch.InterruptAsked(time.monotonic()))
 
-    def take(self, timeout_s: float) -> m.Message | watch.Event | None:
-        """The next message; None if none arrives in time."""
+    @contextlib.contextmanager
+    def waits(self, inbox: Inbox) -> Iterator[None]:
+        """While something is waited for: this is where an interrupt is heard."""
+        self.check()
+        self._inboxes.append(inbox)
+        if self._is_pending:  # pressed between two waits
+            self._is_pending = False
+            inbox.put(watch.InterruptAsked(time.monotonic()))
         try:
-            return self._queue.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
+            yield
+        finally:
+            self._inboxes.remove(inbox)
 
-    def leave_loop(self) -> None:
-        """The event loop that took from here may end now."""
-        self._arrived = None
-
-    async def take_async(self, timeout_s: float) -> m.Message | watch.Event | None:
-        """The same, while the event loop runs on."""
-        if self._arrived is None:
-            self._arrived = asyncio.get_running_loop(), asyncio.Event()
-        _, event = self._arrived
-        event.clear()  # before looking: what is put after the look sets it again
+    @contextlib.contextmanager
+    def mends(self) -> Iterator[None]:
+        """While groups are mended; a press as late as that the cell was just over meant the cell."""
+        self._is_mending, self._is_pending = True, False
         try:
-            message = self._queue.get_nowait()
-        except queue.Empty:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(event.wait(), timeout_s)
-            return None if self._queue.empty() else self._queue.get_nowait()
-        await asyncio.sleep(0)  # in a flood, too, the loop has its turn
-        return message
+            yield
+        finally:
+            self._is_mending = False
+
+    def check(self) -> None:
+        """Raise CellInterrupted if what is left of mending has been given up."""
+        if self._is_mending and self.given_up:
+            msg = "it was interrupted"
+            raise CellInterrupted(msg)
 
 
 def await_ready(
@@ -108,18 +126,23 @@ def await_ready(
     return state
 
 
-def await_began(node: Node, inbox: Inbox, cell: int) -> m.CellBegan:
+async def await_began(node: Node, inbox: Inbox, cell: int) -> m.CellBegan:
     """Wait for the beginning of what the agent has kept of a cell; what came before it is there once more.
 
     Raises:
         ClusterStateError: Nothing is kept of this cell.
         LinkError: The agent is gone.
     """
+    pressed: list[watch.Event] = []
     while True:
-        message = inbox.take(_TICK_S)
+        message = await inbox.next(_TICK_S)
         if message is None:
             node.check()
+        elif isinstance(message, watch.InterruptAsked | watch.LetGo):
+            pressed.append(message)
         elif isinstance(message, m.CellBegan) and message.cell == cell:
+            for event in pressed:  # for the wait that follows
+                inbox.put(event)
             return message
         elif isinstance(message, m.CellRefused) and message.cell == cell:
             raise ClusterStateError(message.reason)
@@ -155,7 +178,7 @@ def _lifecycle_events(message: m.Message | watch.Event) -> list[lifecycle.Event]
     return [event]
 
 
-def await_ranks(inbox: Inbox, ranks: RankSet, *, timeout_s: float) -> None:
+async def await_ranks(inbox: Inbox, ranks: RankSet, *, timeout_s: float) -> None:
     """Wait until ranks that were forked again run cells.
 
     Args:
@@ -164,12 +187,24 @@ def await_ranks(inbox: Inbox, ranks: RankSet, *, timeout_s: float) -> None:
         timeout_s: After so long it has failed.
 
     Raises:
+        CellInterrupted: Ctrl-C was pressed.
+        ClusterStateError: The notebook lets go of the cluster.
         LaunchError: One of them ended, or is not ready in time.
+        LinkError: The cluster ended.
     """
     deadline_s = time.monotonic() + timeout_s
     missing = ranks
     while missing:
-        message = inbox.take(_TICK_S)
+        message = await inbox.next(_TICK_S)
+        if isinstance(message, watch.InterruptAsked):
+            msg = f"it was interrupted before {missing.words()} {'was' if len(missing) == 1 else 'were'} ready"
+            raise CellInterrupted(msg)
+        if isinstance(message, watch.LetGo):
+            msg = "this notebook let go of the cluster"
+            raise ClusterStateError(msg)
+        if isinstance(message, m.Farewell):
+            msg = f"the cluster ended: {message.reason}"
+            raise LinkError(msg)
         if isinstance(message, m.RankReady):
             missing -= RankSet([message.rank])
         elif isinstance(message, m.RankExited) and message.rank in missing and not message.expected:
@@ -179,6 +214,42 @@ def await_ranks(inbox: Inbox, ranks: RankSet, *, timeout_s: float) -> None:
         elif time.monotonic() > deadline_s:
             msg = f"{missing.words()} not ready after {timeout_s:.0f} s; type  %hpc logs {missing.first()}"
             raise LaunchError(msg)
+
+
+async def await_mended(inbox: Inbox, has_been: Callable[[], bool], is_incomplete: Callable[[], bool]) -> bool:
+    """Wait while another notebook builds groups again, if one does.
+
+    Args:
+        inbox: What agents say from the end of the cell on.
+        has_been: Whether it has been done.
+        is_incomplete: Whether ranks are missing, which are perhaps being replaced.
+
+    Returns:
+        Whether it was done; else nobody has begun, or it failed.
+
+    Raises:
+        CellInterrupted: Ctrl-C was pressed.
+    """
+    until_s = time.monotonic() + _OTHERS_BEGIN_S
+    was_done = False
+    while True:
+        if has_been():
+            if not is_incomplete():
+                return True
+            if not was_done:
+                was_done, until_s = True, time.monotonic() + _OTHERS_BEGIN_S
+        if time.monotonic() > until_s:
+            return has_been()
+        message = await inbox.next(_TICK_S)
+        if isinstance(message, watch.InterruptAsked):
+            msg = "it was interrupted"
+            raise CellInterrupted(msg)
+        if isinstance(message, watch.LetGo | m.Farewell):
+            return has_been()
+        if isinstance(message, m.CellBegan):
+            until_s = time.monotonic() + _OTHERS_END_S
+        elif isinstance(message, m.CellDone):
+            until_s = time.monotonic() + _OTHERS_BEGIN_S
 
 
 class CellWait:
@@ -204,24 +275,17 @@ class CellWait:
         self._deadline_s = float("inf") if timeout_s is None else time.monotonic() + timeout_s
         self._asker = asking.Asker(run, node, inbox, view)
 
-    def wait(self) -> None:
-        """Block until the watch ends the cell.
+    async def wait(self) -> None:
+        """Wait until the watch ends the cell.
 
         Raises:
+            ClusterStateError: Another notebook was faster.
             LinkError: The agent is gone.
         """
         while not self.run.watch.ended:
-            self._step(self._inbox.take(_TICK_S))
+            self._step(await self._inbox.next(_TICK_S))
 
-    async def wait_async(self) -> None:
-        """The same without blocking the event loop: a notebook kernel goes on answering its widgets."""
-        try:
-            while not self.run.watch.ended:
-                self._step(await self._inbox.take_async(_TICK_S))
-        finally:
-            self._inbox.leave_loop()
-
-    def _step(self, message: m.Message | watch.Event | None) -> None:
+    def _step(self, message: Arrived) -> None:
         actions: list[watch.Action] = []
         if message is None:
             self._node.check()
@@ -231,7 +295,7 @@ class CellWait:
         elif isinstance(message, m.CellRefused | m.CellBegan) and message.cell == self.result.cell:
             # two notebooks at the same moment: what follows under this number is the other's
             msg = message.reason if isinstance(message, m.CellRefused) else f"another notebook began {message.label}"
-            raise ClusterStateError(msg)
+            raise TakenElsewhere(msg)
         else:
             actions = self.run.feed(message) if isinstance(message, m.Message) else self.run.tell(message)
         self._deadline_s += self._asker.step(message)  # who waits for a person does not use up the cell's time
@@ -269,15 +333,14 @@ class CellWait:
 
 
 @contextlib.contextmanager
-def sigint_as_event(run: CellRun, inbox: Inbox) -> Iterator[None]:
-    """Ctrl-C becomes an event: no KeyboardInterrupt in the middle of a message or of the view."""
+def sigint_as_event(command: Command) -> Iterator[None]:
+    """Ctrl-C becomes an event: no KeyboardInterrupt in the middle of a message, of the view, or of mending."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupted(_number: int, _frame: FrameType | None) -> None:
-        run.signalled = True
-        inbox.put(watch.InterruptAsked(time.monotonic()))
+        command.press(by_signal=True)
 
     before = signal.signal(signal.SIGINT, interrupted)
     try:

@@ -156,6 +156,7 @@ class Welcome(Message):
     num_ranks: int
     generation: int  # of process groups, as the last Rebuild said
     last_cell: int  # highest number that a cell has had
+    is_broken: bool  # process groups must be built again before ranks can communicate
 
 
 @_message

@@ -488,6 +488,8 @@ class Agent:
             for packed in self._journal.follow(message.cell, client) or [_unknown(message.cell)]:
                 self._server.send(client, packed)
         elif isinstance(message, Order):
+            if isinstance(message, m.InputReply):
+                self._journal.answered(message)
             if (answer := self._orders.obey(message)) is not None:
                 self._server.send(client, answer)
         elif isinstance(message, m.RestartRanks):
@@ -508,6 +510,7 @@ class Agent:
             m.Welcome(
                 m.PROTOCOL, __version__, self._spec.python_version, os.uname().nodename, os.getpid(),
                 self._spec.first_rank, self._spec.num_ranks, self._generation, self._last_cell,
+                any(self._ranks[rank].alive for rank in self._journal.broken if rank in self._ranks),
             ),
         )  # fmt: skip
         if hello.role != "notebook":

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpcnb.core import messages as m
+from hpcnb.core.ranks import RankSet
 
 __all__ = ["Journal"]
 
@@ -23,6 +24,7 @@ _OVERHEAD_BYTES = 400
 _TOO_LARGE = "it was too large to be kept until a notebook came"
 #: Places of these fields in the list that a CellReply travels as.
 _REPLY = [each.name for each in dataclasses.fields(m.CellReply)]
+_RANK, _IS_BROKEN = _REPLY.index("rank"), _REPLY.index("is_broken")
 _PICKLE, _PROBLEM = _REPLY.index("value_pickle"), _REPLY.index("value_problem")
 
 
@@ -49,8 +51,10 @@ class _Pages:
     updates: dict[tuple[int, str], int] = field(default_factory=dict)
     shown: dict[int, list[int]] = field(default_factory=dict)
     cleared: set[int] = field(default_factory=set)
+    asked: dict[int, tuple[int, int]] = field(default_factory=dict)  # rank: its open question, (request, serial number)
     bars: dict[tuple[int, str, int], m.Progress] = field(default_factory=dict)
     held: m.Held | None = None
+    answered: RankSet = field(default_factory=RankSet)
     done: bool = False
     num_displays_lost: int = 0
     text_lost: bool = False
@@ -81,7 +85,16 @@ class Journal:
         self._limit = limit_bytes
         self._cells: dict[int, _Pages] = {}
         self._serial = itertools.count()
+        self._broken = RankSet()
         self.num_bytes = 0
+
+    @property
+    def broken(self) -> RankSet:
+        """Ranks that cannot communicate until groups are built again.
+
+        By what they said last, of whatever cell; or since a rank of their last cell has not lived to answer it.
+        """
+        return self._broken
 
     @property
     def running(self) -> list[m.CellBegan]:
@@ -106,6 +119,8 @@ class Journal:
             connected: Notebooks that hear it.
         """
         pages = self._cells.get(getattr(message, "cell", 0))
+        if isinstance(message, m.Replies | m.CellDone):
+            self._note_broken(pages, message)
         if pages is None:
             return
         if isinstance(message, m.Progress):
@@ -118,6 +133,9 @@ class Journal:
                 pages.cleared.add(message.ranks.bits)
             elif isinstance(message, m.Display):
                 self._replace(pages, message, number)
+            self._close_questions(pages, message)
+            if isinstance(message, m.InputRequest):
+                pages.asked[message.rank] = (message.request, number)
             said = pages.said[number] = _Said(type(message), packed)
             self.num_bytes += said.num_bytes
         if isinstance(message, m.CellDone):
@@ -125,6 +143,35 @@ class Journal:
             if not pages.followers.isdisjoint(connected):
                 self.forget(message.cell)
         self._trim()
+
+    def _note_broken(self, pages: _Pages | None, message: m.Replies | m.CellDone) -> None:
+        answered = RankSet(fields[_RANK] for fields in message.replies)
+        self._broken -= answered
+        self._broken |= RankSet(fields[_RANK] for fields in message.replies if fields[_IS_BROKEN])
+        if pages is None:
+            return
+        pages.answered |= answered
+        if isinstance(message, m.CellDone) and pages.answered != pages.began.ranks:
+            self._broken |= pages.answered
+
+    def answered(self, reply: m.InputReply) -> None:
+        """A notebook has answered a question: whoever follows the cell from now on must not ask it again."""
+        pages = self._cells.get(reply.cell)
+        if pages is not None and pages.asked.get(reply.rank, (None, 0))[0] == reply.request:
+            self._drop(pages, pages.asked.pop(reply.rank)[1])
+
+    def _close_questions(self, pages: _Pages, message: m.Message) -> None:
+        """A rank that speaks of something else waits for no answer any more: its question was given up."""
+        ranks: list[int] = []
+        if isinstance(message, m.InputRequest | m.DebuggerLeft):
+            ranks = [message.rank]
+        elif isinstance(message, m.Replies):
+            ranks = [fields[_RANK] for fields in message.replies]
+        elif isinstance(message, m.CellDone):
+            ranks = list(pages.asked)
+        for rank in ranks:
+            if rank in pages.asked:
+                self._drop(pages, pages.asked.pop(rank)[1])
 
     def follow(self, cell: int, follower: bytes) -> list[bytes]:
         """All that is kept of a cell, packed, CellBegan first; nothing if nothing is.

@@ -146,6 +146,7 @@ def _show_table(table: list[list[str]], title: str) -> None:
 def attach(shell: InteractiveShell, name: str | None = None) -> None:
     """Take a cluster that runs; show what ended meanwhile, and name what still runs."""
     from hpcnb.cluster.attach import attach as attach_to
+    from hpcnb.cluster.attach import ranks_words
 
     if _in_notebook(shell):
         _warm_plots()
@@ -160,8 +161,7 @@ def attach(shell: InteractiveShell, name: str | None = None) -> None:
     age = duration(time.time() - described["started_s"])
     print(f"attached to cluster {cluster.name!r}: {cluster.world_size} rank{plural}, mesh {cluster.mesh}, {age} old")
     for cell in described["running"]:
-        ranks = f"rank{'' if cell['ranks'].isdecimal() else 's'} {cell['ranks']}"
-        print(f"{cell['label']} still runs on {ranks}: %hpc join shows it")
+        print(f"{cell['label']} still runs on {ranks_words(cell['ranks'])}: %hpc join shows it")
 
 
 def cluster_rows(rows: list[ClusterRow]) -> list[list[str]]:

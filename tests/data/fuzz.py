@@ -22,7 +22,7 @@ SEEDS = [
     m.Follow(3),
     m.Ask(1, "status", 0),
     m.Rebuild(1 << 30, RankSet([0]), 1, RankSet(), RankSet(), 0, []),
-    m.Welcome(1, "", "", "", 1, 0, 1, 0, 0),
+    m.Welcome(1, "", "", "", 1, 0, 1, 0, 0, False),
     m.CellBegan(1, "x", RankSet([0]), 1, 1),
 ]
 

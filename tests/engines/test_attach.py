@@ -16,7 +16,9 @@ import pytest
 
 import hpcnb
 from hpcnb import Cluster
+from hpcnb.cluster import attach as attach_module
 from hpcnb.cluster import cluster as cluster_module
+from hpcnb.cluster import running
 from hpcnb.core.alive import feel
 from hpcnb.core.errors import ClusterStateError, LinkError, OptionError, VersionMismatch
 from hpcnb.core.launch import RunFolder
@@ -382,3 +384,162 @@ def test_a_cluster_that_ends_is_told_to_who_is_attached(alone):
     with pytest.raises(LinkError, match=r"the node agent ended, and its ranks with it \(status unknown\)"):
         wait_until(lambda: attached.run("1") is None)
     attached.stop()
+
+
+# --- what one notebook breaks, and another one sees ----------------------------------------------------------------
+
+SUM = "import torch, torch.distributed as dist\nx = torch.ones(1)\ndist.all_reduce(x)\nx.item()"
+#: Waits for a file, then rank 0 raises and rank 1 waits in vain.
+BREAKS = """
+import os, time, torch, torch.distributed as dist
+while not os.path.exists({!r}):
+    time.sleep(0.01)
+if rank == 0: raise ValueError("early")
+dist.all_reduce(torch.ones(1))
+"""
+
+
+@contextlib.contextmanager
+def second_notebook():
+    """Another hold of this process on the one cluster that runs."""
+    (found,) = running.find()
+    spec = running.read_spec(found.folder)
+    other = Cluster.of_spec(spec)
+    other.connect(lambda hear: attach_module._node(found, spec, on_message=hear))
+    try:
+        yield other
+    finally:
+        other.detach()
+
+
+@contextlib.contextmanager
+def in_background(run):
+    """While this runs on another thread; its result is the one item of the list, afterwards."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(run()))
+    thread.start()
+    try:
+        yield results
+    finally:
+        thread.join(30)
+        assert not thread.is_alive(), "it did not end in time"
+
+
+def test_who_submitted_a_cell_mends_what_it_broke(alone, tmp_path):
+    flag = tmp_path / "go"
+    with Cluster(2, name="shared") as cluster, second_notebook() as other:
+        with in_background(lambda: cluster.run(BREAKS.format(str(flag)))) as submitted:
+            wait_until(lambda: cluster.describe()["running"])
+            with in_background(other.join) as followed:
+                wait_until(lambda: other._submitter._command is not None)
+                flag.touch()
+        assert submitted[0].recovery[0].startswith("process groups built again (generation 1, ")
+        assert followed[0].recovery == [
+            "process groups built again by another notebook (generation 1)", "all names on all ranks are intact",
+        ]  # fmt: skip
+        for each in (other, cluster):
+            assert each.run(SUM).values == {0: "2.0", 1: "2.0"}
+        assert cluster.describe()["generation"] == 1  # nobody has built them once more
+
+
+def test_who_follows_a_cell_mends_when_the_other_notebook_is_gone(alone, tmp_path):
+    flag = tmp_path / "go"
+    with Cluster(2, name="shared") as cluster:
+        with script(OTHER) as other:
+            other.stdin.write(f"exec({BREAKS.format(str(flag))!r})\n")
+            other.stdin.flush()
+            wait_until(lambda: cluster.describe()["running"])
+            with in_background(cluster.join) as followed:
+                wait_until(lambda: cluster._submitter._command is not None)
+                other.kill()
+                wait_until(lambda: cluster.describe()["notebooks"] == 1)
+                flag.touch()
+        assert followed[0].recovery[0].startswith("process groups built again (generation 1, ")
+        assert cluster.run(SUM).values == {0: "2.0", 1: "2.0"}
+
+
+DIES_BEFORE_IT_MENDS = """
+import os, hpcnb
+from hpcnb.cluster import recovery
+cluster = hpcnb.Cluster(2, name="orphan").start()
+print("ready", flush=True)
+cluster.run("import torch, torch.distributed as dist")
+recovery.mend = lambda _: os._exit(0)
+cluster.run("if rank == 0: raise ValueError('early')\\ndist.all_reduce(torch.ones(1))")
+"""
+
+
+def test_groups_that_a_notebook_broke_and_did_not_mend_are_mended_before_the_first_cell(alone):
+    with script(DIES_BEFORE_IT_MENDS) as process:
+        process.wait(30)
+    cluster = hpcnb.attach()
+    assert cluster._submitter.is_broken
+    assert cluster.run(SUM).values == {0: "2.0", 1: "2.0"}
+    assert cluster.describe()["generation"] == 1
+    cluster.detach()
+    again = hpcnb.attach()
+    assert not again._submitter.is_broken
+    again.stop()
+
+
+def test_a_rank_that_died_before_somebody_followed_its_cell_is_named(alone, tmp_path):
+    flag = tmp_path / "go"
+    source = f"""
+import os, signal, time
+if rank == 1: os.kill(os.getpid(), signal.SIGKILL)
+while not os.path.exists({str(flag)!r}):
+    time.sleep(0.01)
+"""
+    with (
+        Cluster(2, name="shared", grace_s=None) as cluster,
+        in_background(lambda: cluster.run(source)) as submitted,
+    ):
+        wait_until(lambda: str(cluster.alive) == "0")
+        with second_notebook() as other, in_background(other.join) as followed:
+            wait_until(lambda: other._submitter._command is not None)
+            flag.touch()
+    for result in (*submitted, *followed):
+        assert result.exits == {1: -signal.SIGKILL}
+        assert "rank 1 of 2 was ended by SIGKILL" in result.failure_text()
+
+
+def test_a_question_that_was_answered_is_not_asked_of_who_follows_later(alone, tmp_path):
+    flag = tmp_path / "go"
+    source = f"""
+import os, time
+name = input("who? ")
+while not os.path.exists({str(flag)!r}):
+    time.sleep(0.01)
+name
+"""
+
+    class View:
+        shows_answers = True
+
+        def __init__(self):
+            self.prompts = []
+
+        def update(self, run):
+            pass
+
+        def finish(self, run, result):
+            pass
+
+        def ask(self, run, prompt):
+            self.prompts.append(prompt)
+            return "me"
+
+    first, second = View(), View()
+    request = hpcnb.cluster.cell_run.CellRequest(source)
+    with (
+        Cluster(1, name="shared") as cluster,
+        in_background(lambda: cluster.execute(request, first)) as submitted,
+    ):
+        wait_until(lambda: first.prompts)
+        time.sleep(0.2)  # the answer is on its way
+        with second_notebook() as other, in_background(lambda: other.join(second)) as followed:
+            wait_until(lambda: other._submitter._command is not None)
+            flag.touch()
+    assert [result.values for result in (*submitted, *followed)] == [{0: "'me'"}] * 2
+    assert len(first.prompts) == 1
+    assert second.prompts == []

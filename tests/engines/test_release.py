@@ -378,7 +378,7 @@ def test_a_group_that_one_rank_destroyed_does_not_hinder_recovery(cluster3, monk
             "process groups built again",
         )
     finally:
-        if cluster3._is_broken:
+        if cluster3._submitter.is_broken:
             cluster3.restart_rank(0, 1, 2)
 
 

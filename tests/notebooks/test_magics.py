@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import nbformat
 import pytest
 from jupyter_client.manager import start_new_kernel
@@ -131,6 +133,42 @@ def test_the_kernel_answers_comms_while_a_cell_runs():
     finally:
         client.stop_channels()
         manager.shutdown_kernel()
+
+
+def test_the_kernel_answers_comms_while_a_rank_is_replaced_and_ctrl_c_ends_that(tmp_path):
+    """An init cell that takes a minute when it runs again: a widget is answered meanwhile, and the prompt comes back."""
+    again = tmp_path / "again"
+    init = f"import os, time\nprint('init')\nif os.path.exists({str(again)!r}): time.sleep(60)"
+    dies = f"import os\nif rank == 1: open({str(again)!r}, 'w').close(); os._exit(3)"
+    manager, client = start_new_kernel(kernel_name="python3")
+    try:
+        for source in ("%load_ext hpcnb", "%hpc start 2 --auto-restart", TARGET, f"%%hpc_parallel --init\n{init}"):
+            reply = client.execute_interactive(source, timeout=60, output_hook=lambda _: None)
+            assert reply["content"]["status"] == "ok"
+        client.execute(f"%%hpc_parallel --no-time\n{dies}", stop_on_error=False)
+        wait_until(again.exists)
+        time.sleep(2)  # the new process runs the init cell
+        opened = client.session.msg("comm_open", {"comm_id": "c1", "target_name": "echo", "data": {}})
+        client.shell_channel.send(opened)
+        wait_for(client, lambda message: message["msg_type"] == "comm_msg" and message["content"]["data"] == "heard")
+        manager.interrupt_kernel()
+        failed = wait_for(client, lambda message: message["msg_type"] == "error")
+        text = "\n".join(failed["content"]["traceback"])
+        assert "rank 1 of 2 ended its process with status 3" in text
+        assert "rank 1 was replaced" in text
+        assert "failed there: it was interrupted" in text
+        reply = client.execute_interactive("%%hpc_parallel\nrank", timeout=30, output_hook=lambda _: None)
+        assert reply["content"]["status"] == "ok"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel()
+
+
+def wait_until(condition, timeout_s=20):
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "did not happen in time"
+        time.sleep(0.05)
 
 
 TARGET = """

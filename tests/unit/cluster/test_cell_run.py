@@ -166,14 +166,24 @@ def test_a_rank_that_dies(run):
     assert "rank 1 of 4 was ended by SIGKILL" in result.failure_text()
 
 
-def test_a_rank_that_never_answers_is_a_failure_although_nobody_saw_how_it_ended(run):
-    """It had ended before the cell reached it, or while no notebook was connected."""
+def test_a_rank_without_an_answer_is_a_failure_that_names_it(run):
     assert feed(run, done(reply(0), reply(2))) == [watch.CellEnds(RankSet())]
     result = finish(run)
     assert not result.ok
-    assert (result.exits, result.exit_details) == ({1: None}, {1: RankExit(None)})
     assert result.is_broken
+    assert (result.exits, result.exit_details) == ({1: None}, {1: RankExit(None)})
     assert "rank 1 of 4 ended before it answered; its names are lost" in result.failure_text()
+    run.heard_before(rank_exited(1, last_lines=["last words"], was_in="all_reduce #1 (4 B)"))
+    assert result.exits == {1: -9}
+    assert "rank 1 of 4 was ended by SIGKILL while it waited in all_reduce #1 (4 B)" in result.failure_text()
+
+
+def test_what_was_heard_with_the_cell_stays(run):
+    feed(run, rank_exited(1, was_in="barrier #1"), done(reply(0), reply(2)))
+    run.heard_before(rank_exited(1))
+    run.heard_before(rank_exited(2))
+    assert list(run.result.exits) == [1]
+    assert run.result.exit_details[1].was_in == "barrier #1"
 
 
 def test_a_rank_that_dies_after_its_answer_is_not_a_failure_of_this_cell():

@@ -8,8 +8,8 @@ import pickle
 import pytest
 
 from hpcnb.cluster import recovery
+from hpcnb.cluster.inbox import Inbox, drive
 from hpcnb.cluster.result import CellResult, RankError
-from hpcnb.cluster.waiting import Inbox
 from hpcnb.core import messages as m
 from hpcnb.core.errors import CellFailed, ClusterStateError, LaunchError, OptionError
 from hpcnb.core.ranks import RankSet
@@ -38,7 +38,7 @@ class FakeCluster:
         self.generation += 1
         return self.generation
 
-    def serve(self, make, ranks, *, label, timeout_s, needs=None):
+    async def serve(self, make, ranks, *, label, timeout_s, needs=None):
         message = make(17, ranks)
         self.asked.append(message)
         result = CellResult(17, label, ranks, 4, notices=self._notices)
@@ -69,7 +69,7 @@ def clock(monkeypatch):
 
 def test_groups_are_built_again():
     cluster = FakeCluster(notices={"DDP is ready again": RankSet([0, 1])})
-    assert recovery.mend(cluster) == (
+    assert drive(recovery.mend(cluster)) == (
         True,
         [
             "process groups built again (generation 7, 0.25 s)",
@@ -86,7 +86,7 @@ def test_groups_are_built_again():
 )
 def test_dead_ranks_are_named(alive, missing, intact):
     cluster = FakeCluster(alive=alive)
-    is_done, words = recovery.mend(cluster)
+    is_done, words = drive(recovery.mend(cluster))
     assert is_done
     assert words[0].startswith(f"process groups built again (generation 7, 0.25 s); {missing}: type  %hpc restart-rank")
     assert words[1] == f"all names on {intact} are intact"
@@ -98,27 +98,27 @@ def test_dead_ranks_are_named(alive, missing, intact):
 )  # fmt: skip
 def test_busy_ranks_are_waited_for(busy, words):
     cluster = FakeCluster(busy=busy)
-    assert recovery.mend(cluster) == (False, [f"process groups are built again when {words}"])
+    assert drive(recovery.mend(cluster)) == (False, [f"process groups are built again when {words}"])
     assert cluster.asked == []
 
 
 def test_a_dead_rank_is_not_busy():
-    assert recovery.mend(FakeCluster(alive=(0, 1), busy=(3,)))[0]
+    assert drive(recovery.mend(FakeCluster(alive=(0, 1), busy=(3,))))[0]
 
 
 def test_without_ranks_nothing_is_built():
-    assert recovery.mend(FakeCluster(alive=())) == (False, [])
+    assert drive(recovery.mend(FakeCluster(alive=()))) == (False, [])
 
 
 def test_groups_that_cannot_be_built():
-    is_done, (words,) = recovery.mend(FakeCluster(errors={1: FAILED}))
+    is_done, (words,) = drive(recovery.mend(FakeCluster(errors={1: FAILED})))
     assert not is_done
     assert words.startswith(
         "process groups could not be built again; type  %hpc recover  to try once more\n"
         "rank 1 of 4 raised  RuntimeError: store gone"
     )
     with pytest.raises(CellFailed, match="store gone"):
-        recovery.rebuild(FakeCluster(errors={1: FAILED}), RankSet.all(4), RankSet())
+        drive(recovery.rebuild(FakeCluster(errors={1: FAILED}), RankSet.all(4), RankSet()))
 
 
 # --- ranks are replaced -----------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def test_a_dead_rank_is_replaced():
     world = ("0", [0, 1, 2, 3])
     groups = {0: (12, [world, ("9", [0, 1])]), 1: (12, [world, ("9", [0, 1])]), 3: (11, [world, ("10", [2, 3])])}
     cluster = FakeCluster(alive=(0, 1, 3), groups=groups)
-    restarted = recovery.restart(cluster, RankSet([2]))
+    restarted = drive(recovery.restart(cluster, RankSet([2])))
     assert (restarted.ranks, restarted.took_s, restarted.replayed, restarted.lost) == (RankSet([2]), 0.25, (), ())
     assert repr(restarted) == "rank 2 was replaced in 0.25 s; process groups and mesh are whole again"
     made = [["0", [0, 1, 2, 3]], ["9", [0, 1]], ["10", [2, 3]]]  # in the order they were made: by number
@@ -139,13 +139,13 @@ def test_a_dead_rank_is_replaced():
 
 def test_other_dead_ranks_stay_dead():
     cluster = FakeCluster(alive=(0, 1))
-    recovery.restart(cluster, RankSet([2]))
+    drive(recovery.restart(cluster, RankSet([2])))
     assert cluster.asked[1] == m.Rebuild(17, RankSet([0, 1]), 7, RankSet([3]), RankSet([2]), 0, [])
 
 
 def test_all_ranks_are_replaced():
     cluster = FakeCluster(alive=(1,))
-    recovery.restart(cluster, RankSet.all(4))
+    drive(recovery.restart(cluster, RankSet.all(4)))
     assert cluster.asked == []
     assert cluster.told == [m.RestartRanks(RankSet.all(4), 7, [], 0)]
 
@@ -160,7 +160,7 @@ INITS = [
 def test_init_cells_run_again_on_the_new_ranks_that_they_are_of():
     cluster = FakeCluster(alive=(0, 1, 3))
     cluster.inits = INITS
-    restarted = recovery.restart(cluster, RankSet([2]))
+    restarted = drive(recovery.restart(cluster, RankSet([2])))
     ran = [message for message in cluster.asked if isinstance(message, m.RunCell)]
     assert [(each.source, each.label, each.first_line, each.ranks) for each in ran] == [
         (source, label, line, RankSet([2])) for source, label, line, of in INITS if 2 in of
@@ -172,11 +172,11 @@ def test_init_cells_run_again_on_the_new_ranks_that_they_are_of():
 
 def test_names_that_the_new_ranks_lack_are_told():
     names = {0: ["model", "x"], 1: ["x", "data"], 3: ["x"], 2: ["x"]}
-    restarted = recovery.restart(FakeCluster(alive=(0, 1, 3), names=names), RankSet([2]))
+    restarted = drive(recovery.restart(FakeCluster(alive=(0, 1, 3), names=names), RankSet([2])))
     assert restarted.lost == ("data", "model")
     assert "names that other ranks have and it lacks: data, model\ndefine them there (--on)" in repr(restarted)
     many = {0: [f"n{number:02}" for number in range(15)]}
-    restarted = recovery.restart(FakeCluster(alive=(0, 1), names=many), RankSet([2, 3]))
+    restarted = drive(recovery.restart(FakeCluster(alive=(0, 1), names=many), RankSet([2, 3])))
     assert repr(restarted).startswith("ranks 2,3 were replaced in ")
     assert "lacks: n00, n01, " in repr(restarted)
     assert "n11 and 3 more\n" in repr(restarted)
@@ -184,7 +184,7 @@ def test_names_that_the_new_ranks_lack_are_told():
 
 def test_a_busy_rank_can_be_replaced_itself():
     cluster = FakeCluster(busy=(2,))
-    recovery.restart(cluster, RankSet([2]))
+    drive(recovery.restart(cluster, RankSet([2])))
     assert len(cluster.told) == 1
 
 
@@ -210,10 +210,10 @@ def test_a_busy_rank_can_be_replaced_itself():
 )
 def test_what_cannot_be_replaced(cluster, ranks, kind, words):
     with pytest.raises(kind, match=words):
-        recovery.restart(cluster, RankSet(ranks))
+        drive(recovery.restart(cluster, RankSet(ranks)))
 
 
 def test_a_new_rank_that_does_not_come(monkeypatch):
     monkeypatch.setattr(recovery, "_RESTART_S", -1.0)
     with pytest.raises(LaunchError, match="rank 2 not ready after"):
-        recovery.restart(FakeCluster(ready=False), RankSet([2]))
+        drive(recovery.restart(FakeCluster(ready=False), RankSet([2])))

@@ -9,12 +9,13 @@ import pytest
 
 from hpcnb.cluster import waiting
 from hpcnb.cluster.cell_run import CellRun
-from hpcnb.cluster.waiting import CellWait, Inbox, await_ranks
+from hpcnb.cluster.inbox import Inbox, drive, drive_async
+from hpcnb.cluster.waiting import CellWait, await_ranks
 from hpcnb.core import messages as m
 from hpcnb.core import watch
 from hpcnb.core.board import Activity, stamp
 from hpcnb.core.diagnosis import Inside, Issues, RankFacts
-from hpcnb.core.errors import ClusterStateError, LaunchError, LinkError
+from hpcnb.core.errors import CellInterrupted, ClusterStateError, LaunchError, LinkError
 from hpcnb.core.ranks import RankSet
 
 ALL = RankSet.all(2)
@@ -185,7 +186,7 @@ def test_cells_of_other_notebooks_are_none_of_ours(waited):
 
 
 def test_both_waits_end_with_the_cell(clock):
-    for wait in (lambda waited: waited.wait.wait(), lambda waited: asyncio.run(waited.wait.wait_async())):
+    for wait in (lambda waited: drive(waited.wait.wait()), lambda waited: asyncio.run(drive_async(waited.wait.wait()))):
         waited = Waited(clock)
         waited.inbox.put(m.Replies(CELL, replies(1)))
         waited.inbox.put(m.CellDone(CELL, replies(0), {}, {}, {}, 3))
@@ -209,18 +210,34 @@ def test_ranks_that_are_ready(clock):
     inbox = Inbox()
     for message in (ready(1), exited(2, expected=True), exited(0), m.Stage("x", 0, 1), ready(2)):
         inbox.put(message)
-    await_ranks(inbox, RankSet([1, 2]), timeout_s=1.0)
+    drive(await_ranks(inbox, RankSet([1, 2]), timeout_s=1.0))
 
 
 def test_a_rank_that_ends_before_it_is_ready(clock):
     inbox = Inbox()
     inbox.put(exited(2))
     with pytest.raises(LaunchError) as caught:
-        await_ranks(inbox, RankSet([1, 2]), timeout_s=1.0)
+        drive(await_ranks(inbox, RankSet([1, 2]), timeout_s=1.0))
     assert str(caught.value) == "rank 2 ended with status 1 before it was ready\n    ImportError: x\n    bye"
 
 
+@pytest.mark.parametrize(
+    ("event", "kind", "words"),
+    [
+        (watch.InterruptAsked(), CellInterrupted, r"^it was interrupted before ranks 1,2 were ready$"),
+        (watch.LetGo(), ClusterStateError, r"^this notebook let go of the cluster$"),
+        (m.Farewell("idle"), LinkError, r"^the cluster ended: idle$"),
+    ],
+)
+def test_what_else_ends_the_wait_for_ranks(clock, event, kind, words):
+    inbox = Inbox()
+    inbox.put(event)
+    with pytest.raises(kind, match=words):
+        drive(await_ranks(inbox, RankSet([1, 2]), timeout_s=1.0))
+
+
 def test_ranks_that_are_not_ready_in_time(clock):
-    inbox = SimpleNamespace(take=lambda _: setattr(clock, "now_s", clock.now_s + 0.4))
+    inbox = Inbox()
+    inbox.take = lambda _: setattr(clock, "now_s", clock.now_s + 0.4)
     with pytest.raises(LaunchError, match=r"^ranks 2,3 not ready after 30 s; type  %hpc logs 2$"):
-        await_ranks(inbox, RankSet([2, 3]), timeout_s=30.0)
+        drive(await_ranks(inbox, RankSet([2, 3]), timeout_s=30.0))

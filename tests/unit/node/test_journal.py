@@ -25,8 +25,8 @@ def display(size=10, *, cell=1, display_id="", update=False, ranks=R0, mark="x")
     return m.Display(cell, ranks, {"text/plain": mark * size}, {}, display_id, update)
 
 
-def reply(rank, pickled=b"", cell=1):
-    return [cell, rank, True, 0, 1, "1", True, False, pickled, "", None, []]
+def reply(rank, pickled=b"", cell=1, *, is_broken=False):
+    return [cell, rank, True, 0, 1, "1", True, False, pickled, "", None, [], is_broken, []]
 
 
 def done(cell=1, replies=(), spans=None):
@@ -72,6 +72,61 @@ def test_who_joins_a_running_cell_follows_it():
     told(journal, follower=b"b")
     say(journal, done(), connected=[b"b"])
     assert journal.unseen == []
+
+
+def asks(rank, request, *, in_debugger=False):
+    return m.InputRequest(1, rank, request, "? ", in_debugger)
+
+
+def test_an_answered_question_is_not_told_again():
+    journal = Journal()
+    journal.begin(began(), b"a")
+    say(journal, asks(0, 7), asks(1, 7))
+    journal.answered(m.InputReply(1, 0, 6, "late", ""))  # to an earlier question
+    journal.answered(m.InputReply(2, 0, 7, "of another cell", ""))
+    assert told(journal) == [began(), asks(0, 7), asks(1, 7)]
+    journal.answered(m.InputReply(1, 0, 7, "yes", ""))
+    journal.answered(m.InputReply(1, 0, 7, "twice", ""))
+    assert told(journal) == [began(), asks(1, 7)]
+    say(journal, asks(0, 8))
+    assert told(journal) == [began(), asks(1, 7), asks(0, 8)]
+
+
+def test_a_question_that_was_given_up_is_not_told_again():
+    journal = Journal()
+    journal.begin(began(), b"a")
+    left = m.DebuggerLeft(1, 0)
+    say(journal, asks(0, 1), asks(0, 2, in_debugger=True))
+    assert told(journal) == [began(), asks(0, 2, in_debugger=True)]
+    say(journal, left)
+    assert told(journal) == [began(), left]
+    answers = m.Replies(1, [reply(0)])
+    say(journal, asks(0, 3), asks(1, 1), answers)
+    assert told(journal) == [began(), left, asks(1, 1), answers]
+    say(journal, done())
+    assert told(journal) == [began(), left, answers, done()]
+
+
+def test_ranks_are_broken_until_they_say_otherwise_in_whatever_cell():
+    journal = Journal()
+    journal.begin(began(), b"a")
+    say(journal, m.Replies(1, [reply(1, is_broken=True)]))
+    assert journal.broken == RankSet([1])
+    say(journal, done(1, [reply(0, is_broken=True)]), connected=[b"a"])
+    assert journal.broken == R01
+    say(journal, done(2, [reply(0, cell=2)]))  # as of a Rebuild, which is not kept
+    assert journal.broken == RankSet([1])
+    say(journal, done(3, [reply(1, cell=3)]))
+    assert not journal.broken
+
+
+def test_who_answered_a_cell_that_another_rank_did_not_live_to_answer_is_broken():
+    journal = Journal()
+    journal.begin(began(), b"a")
+    say(journal, m.Replies(1, [reply(0)]))
+    assert not journal.broken
+    say(journal, done())
+    assert journal.broken == R0
 
 
 def test_of_bars_and_held_lines_only_the_newest_is_kept():
