@@ -586,7 +586,7 @@ class Cluster:
         if self._run_lock.locked():
             self._inbox.put(watch.InterruptAsked(time.monotonic()))
         else:
-            node.link.send(m.Interrupt(RankSet.all(self.world_size)))
+            node.link.send(m.Interrupt(0, RankSet.all(self.world_size)))  # what earlier or other notebooks began
 
     def recover(self) -> int:
         """Build the process groups of all ranks again, under a new generation; returns its number.

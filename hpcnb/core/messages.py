@@ -24,7 +24,7 @@ else:
         return lambda decorator: decorator
 
 
-PROTOCOL = 2
+PROTOCOL = 3
 #: No single message is larger; what is larger is refused before it is read into memory.
 MAX_MESSAGE_BYTES = 1 << 30
 #: A set of ranks in a message has no higher rank: walking over a set takes time that grows with its highest.
@@ -272,8 +272,9 @@ class Notice(Message):
 
 @_message
 class Interrupt(Message):
-    """SIGINT to these ranks, where a cell runs."""
+    """SIGINT to these ranks, where they still run this cell; 0 is whatever they run."""
 
+    cell: int
     ranks: RankSet
 
 

@@ -31,7 +31,7 @@ from hpcnb.node.journal import Journal
 from hpcnb.node.looks import Looks
 from hpcnb.node.memory import Memory
 from hpcnb.node.observer import Observer, words_of
-from hpcnb.node.orders import Order, Orders
+from hpcnb.node.orders import Order, Orders, interrupt
 from hpcnb.node.presence import Presence
 from hpcnb.node.rank_process import RankProcess
 from hpcnb.node.refusals import Refusals
@@ -272,7 +272,7 @@ class Agent:
         for process in self._ranks.values():
             process.send_control(m.Shutdown(self._ending or ""))
             if process.alive and process.cell:
-                process.signal(signal.SIGINT)
+                interrupt(process)
         killed = False
         while any(process.alive for process in self._ranks.values()) and self._clock() < deadline_s + 2 * _GRACE_S:
             if not killed and self._clock() >= deadline_s:

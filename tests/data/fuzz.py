@@ -18,7 +18,7 @@ SEEDS = [
     m.Hello(m.PROTOCOL, "0.1.0", "3.11"),
     m.RunCell(1 << 30, RankSet([0]), "1", "cell", 1, want_pickles=False, line_budget=10, byte_budget=10, is_init=False),
     m.CallFunction(1 << 30, RankSet([0]), b"cos\nsystem\n(S'true'\ntR.", 10, 10, "call"),
-    m.Interrupt(RankSet([5])),
+    m.Interrupt(3, RankSet([5])),
     m.Follow(3),
     m.Ask(1, "status", 0),
     m.Rebuild(1 << 30, RankSet([0]), 1, RankSet(), RankSet(), 0, []),

@@ -135,7 +135,7 @@ def test_who_has_the_key_but_was_not_welcomed_runs_nothing(cluster, tmp_path, fi
             assert isinstance(peer.hear(), m.Refused)
         frames = [
             run_cell(1 << 20, trace), m.CallFunction(1 << 20, RankSet([0]), bomb(trace), 9, 99, "x"),
-            m.Shutdown("x"), m.Ask(1, "leave", 0), m.Interrupt(RankSet([0])),
+            m.Shutdown("x"), m.Ask(1, "leave", 0), m.Interrupt(0, RankSet([0])),
         ]  # fmt: skip
         for _ in range(100):
             peer.say(*frames)

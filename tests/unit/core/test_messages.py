@@ -111,12 +111,12 @@ def test_damaged_messages_are_refused_or_read(message, data):
 @pytest.mark.parametrize(
     ("packed", "words"),
     [
-        (b"", "not a message of protocol 2"),
+        (b"", f"not a message of protocol {m.PROTOCOL}"),
         (b"\x91\xa3Foo", "KeyError: 'Foo'"),
         (b"\x91\xa7Refused", "has the fields \\(reason\\), but 0 came"),
         (b"\x93\xa7Refused\xa1a\xa1b", "has the fields \\(reason\\), but 2 came"),
         (b"\x92\xa7Refused\x07", "Refused.reason cannot be a int"),
-        (b"\x92\xa9Interrupt\xc8\x20\x01\x01" + bytes(8193), "unknown extension 1 of 8193 bytes"),
+        (b"\x93\xa9Interrupt\x03\xc8\x20\x01\x01" + bytes(8193), "unknown extension 1 of 8193 bytes"),
         (m.encode(m.Refused("x")) + b"\0", "extra data"),
         (b"\x92\xa7Refused\xc7\x00\x02", "unknown extension 2"),
     ],
