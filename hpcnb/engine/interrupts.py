@@ -39,6 +39,7 @@ class Interrupts:
         self._ordered = 0  # the cell that is to be interrupted, until it is
         self._heard_s = float("-inf")  # when the last order was
         self._raised = (0, 0.0)  # the cell that was interrupted last, and when
+        self._insisting = 0  # the cell that a thread signals again for
         self._task: asyncio.Task[object] | None = None
         self.cancelled = False  #: the cell that awaits was cancelled by SIGINT
 
@@ -55,7 +56,8 @@ class Interrupts:
         self._ordered = cell
         if self._is_due(cell):
             signal.pthread_kill(self._main_thread, signal.SIGINT)
-            if self._is_due(cell):
+            if self._is_due(cell) and self._insisting != cell:
+                self._insisting = cell
                 threading.Thread(target=self._insist, args=(cell,), name="hpcnb-interrupt", daemon=True).start()
 
     def _is_due(self, cell: int) -> bool:
@@ -67,9 +69,11 @@ class Interrupts:
         for _ in range(_NUM_SIGNALS):
             time.sleep(pause_s)
             if not self._is_due(cell):
-                return
+                break
             signal.pthread_kill(self._main_thread, signal.SIGINT)
             pause_s *= 2
+        if self._insisting == cell:
+            self._insisting = 0
 
     def begin(self, cell: int, task: asyncio.Task[object] | None = None) -> None:
         """Code of this cell begins; ``task`` if it may await.

@@ -247,9 +247,36 @@ def test_an_interrupt_for_a_cell_that_is_over_does_not_stop_the_next_one(cluster
     assert result.timeout_s is None
 
 
+def test_a_stopped_rank_keeps_nobody_waiting(cluster2):
+    """Its control socket is full of orders; the agent goes on, and the rank stops once when it goes on too."""
+    pid = cluster2.status()[1]["pid"]
+    answered_s = []
+
+    def press():
+        time.sleep(0.3)
+        os.kill(pid, signal.SIGSTOP)
+        for _ in range(2000):
+            cluster2.tell(m.Interrupt(0, RankSet([1])))
+        began_s = time.monotonic()
+        try:
+            cluster2.describe()
+            answered_s.append(time.monotonic() - began_s)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    result = cluster2.run("import time\ntime.sleep(60)", on="1", timeout_s=50)
+    thread.join()
+    assert {error.ename for error in result.errors.values()} == {"KeyboardInterrupt"}
+    assert result.timeout_s is None
+    assert len(answered_s) == 1
+    assert run(cluster2, "rank").values == {0: "0", 1: "1"}
+
+
 def test_sigint_from_elsewhere_stops_the_cell_too(cluster2):
     """A cell's own watchdog, or a person's ``kill -INT``."""
-    source = "import _thread, threading, time\nthreading.Timer(0.6, _thread.interrupt_main).start()\ntime.sleep(60)"
+    source = "import os, threading, time\nthreading.Timer(0.6, os.kill, (os.getpid(), 2)).start()\ntime.sleep(60)"
     result = cluster2.run(source, on="1", timeout_s=60)
     assert {error.ename for error in result.errors.values()} == {"KeyboardInterrupt"}
     assert result.timeout_s is None
