@@ -8,8 +8,10 @@ the peer has proved the cluster's key. Unknown types and wrong field counts are 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 import msgpack
 
@@ -44,30 +46,54 @@ class Message:
 
     __slots__ = ()
     _names: ClassVar[tuple[str, ...]] = ()
-    _kinds: ClassVar[tuple[tuple[type, ...], ...]] = ()
+    _checks: ClassVar[tuple[Callable[[Any], bool], ...]] = ()
 
 
-#: What a field may hold when it arrives, by its annotation as far as the first bracket.
-_KINDS: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (float, int),
-    "str": (str,),
-    "bool": (bool,),
-    "bytes": (bytes,),
-    "list": (list,),
-    "dict": (dict,),
-    "RankSet": (RankSet,),
-    "Any": (object,),
-    "CellError": (dict, type(None)),
-}
 CellError = dict[str, Any] | None
+
+
+#: Process groups: name and ranks of each.
+Groups = Annotated[list[Any], list[tuple[str, list[int]]]]
+
+
+def _is_anything(_: object) -> bool:
+    return True
+
+
+def _check_of(annotation: Any) -> Callable[[Any], bool]:
+    """Whether a value that arrives is what an annotation says, with all that it holds; a tuple arrives as a list."""
+    if annotation is Any:
+        return _is_anything
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _check_of(arguments[1])
+    checks = [_check_of(each) for each in arguments]
+    kinds = (float, int) if annotation is float else (origin or annotation,)
+    if origin is UnionType:
+        check = lambda value: any(each(value) for each in checks)  # noqa: E731
+    elif origin is tuple:
+        check = lambda value: (  # noqa: E731
+            isinstance(value, list)
+            and len(value) == len(checks)
+            and all(each(item) for each, item in zip(checks, value, strict=True))
+        )
+    elif all(each is _is_anything for each in checks):  # also where there are none
+        check = lambda value: isinstance(value, kinds)  # noqa: E731
+    elif origin is list:
+        check = lambda value: isinstance(value, list) and all(map(checks[0], value))  # noqa: E731
+    else:
+        check = lambda value: (  # noqa: E731
+            isinstance(value, dict) and all(map(checks[0], value)) and all(map(checks[1], value.values()))
+        )
+    return check
 
 
 @dataclass_transform(frozen_default=True)
 def _message(cls: type[_M]) -> type[_M]:
     cls = dataclass(frozen=True, slots=True)(cls)
+    hints = get_type_hints(cls, include_extras=True)
     cls._names = tuple(field.name for field in fields(cls))  # type: ignore[arg-type]
-    cls._kinds = tuple(_KINDS[str(field.type).split("[")[0]] for field in fields(cls))  # type: ignore[arg-type]
+    cls._checks = tuple(_check_of(hints[name]) for name in cls._names)
     _TYPES[cls.__name__] = cls
     return cls
 
@@ -108,7 +134,7 @@ def decode(packed: bytes | memoryview) -> Message:
     """Inverse of :func:`encode`.
 
     Raises:
-        MessageError: Not msgpack, no known type, another number of fields, or a field of another type.
+        MessageError: Not msgpack, no known type, another number of fields, or a field of another type or shape.
     """
     try:
         decoded = msgpack.unpackb(packed, ext_hook=_extension, raw=False, strict_map_key=False)
@@ -117,9 +143,10 @@ def decode(packed: bytes | memoryview) -> Message:
         if len(values) != len(cls._names):
             msg = f"{name} has the fields ({', '.join(cls._names)}), but {len(values)} came"
             raise MessageError(msg)
-        for field, kinds, value in zip(cls._names, cls._kinds, values, strict=True):
-            if not isinstance(value, kinds):
-                msg = f"{name}.{field} cannot be a {type(value).__name__}"
+        for field, check, value in zip(cls._names, cls._checks, values, strict=True):
+            if not check(value):
+                found = "that" if isinstance(value, list | dict) else f"a {type(value).__name__}"
+                msg = f"{name}.{field} cannot be {found}"
                 raise MessageError(msg)
         return cls(*values)
     except MessageError:
@@ -330,7 +357,7 @@ class RestartRanks(Message):
 
     ranks: RankSet
     generation: int
-    groups: list[Any]
+    groups: Groups
     num_groups: int
 
 
@@ -373,7 +400,7 @@ class Rebuild(Message):
     dead: RankSet
     new: RankSet  # processes that join; they make the groups that have a number for a name
     num_groups: int  # that torch has counted, on the rank that has counted most: names of groups are numbers
-    partial: list[Any]  # names of groups that not all of their ranks have
+    partial: list[str]  # names of groups that not all of their ranks have
 
 
 @_message

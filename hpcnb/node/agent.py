@@ -151,7 +151,13 @@ class Agent:
         for key, _ in self._selector.select(timeout_s):
             key.data()
         for client, message in self._server.receive():
-            self._hear_notebook(client, message)
+            try:
+                self._hear_notebook(client, message)
+            except Exception as error:
+                # a bug of ours, met by values that nobody sends: one message must not end everybody's cluster
+                kind = f"its {type(message).__name__} could not be carried out"
+                if self._refusals.note("a notebook", kind, repr(error)):
+                    LOG.exception("%s", kind)
         now_s = self._clock()
         self._relay.tick(now_s)
         self._observe(now_s)

@@ -174,6 +174,26 @@ def test_frames_that_are_no_messages_are_counted_and_the_peer_is_still_served(cl
         assert peer.hear_until(m.Answer).value["num_refused"] == before + 6
 
 
+def test_messages_of_a_wrong_shape_are_refused_once_and_end_nothing(cluster):
+    """Types of fields are checked with all that they hold; whatever else is odd is told once, with its traceback."""
+    before = refused(cluster)
+    odd = [
+        m.RestartRanks(RankSet([0]), 1, groups, 2) for groups in (b"x", [b"x"], [["3", [b"x"]]], [["3", 1]], {"3": [0]})
+    ]
+    with Peer(read_spec(cluster._node.folder)) as peer:
+        peer.say(HELLO)
+        peer.hear_until(m.Welcome)
+        for message in odd * 3:
+            peer.say(message)
+        # well-formed, and yet nothing that anybody says
+        peer.say(*[m.RunCell((1 << 29) + n, RankSet([0]), "1", "x", -1, False, -5, -5, False) for n in range(3)])
+        peer.say(m.Ask(7, "cluster", 0))
+        assert peer.hear_until(m.Answer).value["num_refused"] >= before + 15
+    wait_until(lambda: cluster.status()[0]["state"] == "idle")
+    assert log(cluster).count("RestartRanks.groups cannot be") <= 1
+    assert cluster.alive == RankSet([0])
+
+
 def test_a_recorded_connection_cannot_be_played_again(cluster, tmp_path):
     """A proxy on a socket of its own keeps what a notebook with the key sent; the same bytes again do nothing."""
     spec = read_spec(cluster._node.folder)
