@@ -13,9 +13,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hpcnb.core import messages as m
+from hpcnb.core.messages import codec
 from hpcnb.core.ranks import RankSet
 
-ALL_TYPES = sorted(m._TYPES.values(), key=lambda cls: cls.__name__)
+ALL_TYPES = sorted(codec._TYPES.values(), key=lambda cls: cls.__name__)
 
 numbers = st.integers(-(2**63), 2**64 - 1)
 rank_sets = st.sets(st.integers(0, 40)).map(RankSet)
@@ -48,7 +49,7 @@ def values_of(annotation):
 
 
 def messages_of(cls):
-    hints = typing.get_type_hints(cls, vars(m), include_extras=True)
+    hints = typing.get_type_hints(cls, include_extras=True)
     return st.builds(cls, *[values_of(hints[field.name]) for field in dataclasses.fields(cls)])
 
 
@@ -126,13 +127,13 @@ def restart(groups):
         (b"\x93\xa7Refused\xa1a\xa1b", "has the fields \\(reason\\), but 2 came"),
         (b"\x92\xa7Refused\x07", "Refused.reason cannot be a int"),
         (restart(b"groups"), "RestartRanks.groups cannot be a bytes"),
-        (restart([["3", [0, 1]], ["4", [b"5"]]]), "RestartRanks.groups cannot be that"),
-        (restart([["3", [0, 1], 7]]), "RestartRanks.groups cannot be that"),
-        (restart([3]), "RestartRanks.groups cannot be that"),
-        (restart({"3": [0]}), "RestartRanks.groups cannot be that"),
-        (msgpack.packb(["StartFailed", "x", ["line", None]]), "StartFailed.log_lines cannot be that"),
-        (msgpack.packb(["RankReady", 1, 1, "", "", {"torch": 2}]), "RankReady.versions cannot be that"),
-        (msgpack.packb(["RankStates", 1, {"0": 1}]), "RankStates.ranks cannot be that"),
+        (restart([["3", [0, 1]], ["4", [b"5"]]]), "RestartRanks.groups cannot hold that"),
+        (restart([["3", [0, 1], 7]]), "RestartRanks.groups cannot hold that"),
+        (restart([3]), "RestartRanks.groups cannot hold that"),
+        (restart({"3": [0]}), "RestartRanks.groups cannot be a dict"),
+        (msgpack.packb(["StartFailed", "x", ["line", None]]), "StartFailed.log_lines cannot hold that"),
+        (msgpack.packb(["RankReady", 1, 1, "", "", {"torch": 2}]), "RankReady.versions cannot hold that"),
+        (msgpack.packb(["RankStates", 1, {"0": 1}]), "RankStates.ranks cannot hold that"),
         (b"\x93\xa9Interrupt\x03\xc8\x20\x01\x01" + bytes(8193), "unknown extension 1 of 8193 bytes"),
         (m.encode(m.Refused("x")) + b"\0", "extra data"),
         (b"\x92\xa7Refused\xc7\x00\x02", "unknown extension 2"),
