@@ -175,7 +175,7 @@ def test_frames_that_are_no_messages_are_counted_and_the_peer_is_still_served(cl
 
 
 def test_messages_of_a_wrong_shape_are_refused_once_and_end_nothing(cluster):
-    """Types of fields are checked with all that they hold; whatever else is odd is told once, with its traceback."""
+    """Types of fields are checked with all that they hold; what is merely odd is carried out."""
     before = refused(cluster)
     odd = [
         m.RestartRanks(RankSet([0]), 1, groups, 2) for groups in (b"x", [b"x"], [["3", [b"x"]]], [["3", 1]], {"3": [0]})
@@ -190,7 +190,9 @@ def test_messages_of_a_wrong_shape_are_refused_once_and_end_nothing(cluster):
         peer.say(m.Ask(7, "cluster", 0))
         assert peer.hear_until(m.Answer).value["num_refused"] >= before + 15
     wait_until(lambda: cluster.status()[0]["state"] == "idle")
-    assert log(cluster).count("RestartRanks.groups cannot") == 1
+    # once for this process and kind, perhaps in an earlier test
+    assert log(cluster).count("no message of this protocol (") == 1
+    assert "Traceback" not in log(cluster)
     assert cluster.alive == RankSet([0])
 
 
