@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol, TextIO, runtime_checkable
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, runtime_checkable
 
 from hpcnb.core import messages as m
 from hpcnb.core import watch
@@ -103,7 +104,6 @@ class Asker:
         self._questions = Questions()
         self._others = RankSet()
         self._last_s = time.monotonic()
-        self._interrupted = False
 
     def step(self, message: m.Message | watch.Event | None) -> float:
         """After the cell has taken a message: ask what is to be asked now.
@@ -131,12 +131,11 @@ class Asker:
 
     def _put(self, question: Question) -> None:
         text, ended = "", ""
-        self._interrupted = False
         if self._run.watch.interrupted:
             ended = "KeyboardInterrupt"  # a cell that was stopped asks no more
         elif self._view is None:
             ended = _NOBODY
-        else:
+        elif not self._inbox.is_interrupted:
             try:
                 text = self._ask(self._view, question)
             except EOFError:
@@ -148,7 +147,7 @@ class Asker:
             except Exception as error:  # noqa: BLE001 - any view; the rank must not wait for ever
                 ended = f"asking failed: {type(error).__name__}: {error}"
         self._questions.answered(question, time.monotonic())
-        if self._interrupted:
+        if self._inbox.is_interrupted and not self._run.watch.interrupted:
             return  # the interrupt is on its way to the rank; an answer could only come between
         self._node.link.send(m.InputReply(self._run.result.cell, question.rank, question.request, text, ended))
 
@@ -159,32 +158,77 @@ class Asker:
             if others:
                 wait = "waits" if len(others) == 1 else "wait"
                 prompt = f"({others.words()} {wait} to ask too)\n{prompt}"
-        with self._interruptible():
-            text = view.ask(self._run, prompt)
+        with self._interruptible() as waking:
+            try:
+                waking.is_asking = True
+                text = view.ask(self._run, prompt)
+            finally:
+                waking.is_asking = False
         if not view.shows_answers:
             self._run.say(RankSet([question.rank]), "stdout", f"{question.prompt}{text}\n")
         return text
 
     @contextmanager
-    def _interruptible(self) -> Iterator[None]:
+    def _interruptible(self) -> Iterator[_Waking]:
         """Ctrl-C reaches who asks, and ``Cluster.interrupt`` from another thread ends the asking."""
-        waiter = threading.get_ident()
-        is_main = threading.current_thread() is threading.main_thread()
+        waking = _Waking()
 
         def arrived(event: object) -> None:
             if not isinstance(event, watch.InterruptAsked):
                 return
-            self._interrupted = True
-            if is_main:
-                signal.pthread_kill(waiter, signal.SIGINT)  # the event is found in the inbox, and sent on
-            else:  # nothing ends the asking, but the ranks need not wait for that
-                self._node.link.send(m.Interrupt(self._run.watch.running))
+            if not waking.wake():  # nothing ends the asking, but the ranks need not wait for that
+                self._node.link.send(m.Interrupt(self._run.result.cell, self._run.watch.running))
 
-        before = signal.signal(signal.SIGINT, signal.default_int_handler) if is_main else None
-        self._inbox.on_put = arrived
-        try:
-            yield
-        finally:
-            if is_main:
-                signal.signal(signal.SIGINT, before)
-            self._inbox.on_put = None
+        with waking:
+            self._inbox.on_put = arrived
+            try:
+                if self._inbox.is_interrupted:  # just now, and nobody was told
+                    raise KeyboardInterrupt
+                yield waking
+            finally:
+                self._inbox.on_put = None
+
+
+class _Waking:
+    """Gets the thread that asks a person out of it, by a signal that is not taken for another press of Ctrl-C.
+
+    The press that wakes is found in the inbox as well, and sent on from there. As a context manager it is around one
+    question; ``is_asking`` while KeyboardInterrupt may be raised.
+    """
+
+    def __init__(self) -> None:
+        self.is_asking = False
+        self._waiter = threading.get_ident()
+        self._is_main = threading.current_thread() is threading.main_thread()
+        self._lock = threading.RLock()  # who asks may itself interrupt
+        self._is_over = self._was_sent = self._was_taken = False
+        self._before: Any = None
+
+    def wake(self) -> bool:
+        """From any thread; false if who asks is not the main thread, and cannot be woken."""
+        with self._lock:
+            if self._is_main and not self._is_over and not self._was_sent:
+                self._was_sent = True
+                signal.pthread_kill(self._waiter, signal.SIGINT)
+        return self._is_main
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        is_ours = self._was_sent and not self._was_taken
+        self._was_taken = self._was_sent
+        if self.is_asking:
+            raise KeyboardInterrupt
+        if not is_ours and callable(self._before):
+            self._before(number, frame)  # a person's Ctrl-C, beside the question
+
+    def __enter__(self) -> None:
+        if self._is_main:
+            self._before = signal.signal(signal.SIGINT, self._on_signal)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._is_over = True
+        if not self._is_main:
+            return
+        while self._was_sent and not self._was_taken:
+            time.sleep(0.001)  # it is on its way to this thread
+        signal.signal(signal.SIGINT, self._before)

@@ -28,12 +28,15 @@ class Inbox:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[m.Message | watch.Event] = queue.SimpleQueue()
         self._arrived: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self.is_interrupted = False  #: somebody has asked to stop what is waited for; it may not have been taken yet
         #: Told of what is put, on the thread that puts it, while whoever takes is busy asking a person.
         self.on_put: Callable[[m.Message | watch.Event], None] | None = None
 
     def put(self, message: m.Message | watch.Event) -> None:
         """Something arrived."""
         self._queue.put(message)
+        if isinstance(message, watch.InterruptAsked):
+            self.is_interrupted = True
         if (told := self.on_put) is not None:
             told(message)
         if (arrived := self._arrived) is not None:

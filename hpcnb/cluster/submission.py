@@ -117,7 +117,7 @@ class Submitter:
         if (command := self._command) is not None:
             command.press()
         else:
-            node.link.send(m.Interrupt(RankSet.all(self.world_size)))
+            node.link.send(m.Interrupt(0, RankSet.all(self.world_size)))
 
     def next_label(self) -> str:
         """For a cell that has no name of its own."""

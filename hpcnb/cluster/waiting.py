@@ -317,7 +317,7 @@ class CellWait:
             case watch.StopAtBoundary(ranks):
                 send(m.StopAtBoundary(cell, ranks))
             case watch.InterruptRanks(ranks):
-                send(m.Interrupt(ranks))
+                send(m.Interrupt(cell, ranks))
             case watch.ReleaseRanks(ranks, reason, mismatch):
                 send(m.Release(cell, ranks, reason, mismatch))
             case watch.ContinueRanks(ranks):

@@ -27,7 +27,7 @@ class RankLink:
     Args:
         path: The agent's socket.
         rank: Global rank.
-        descriptors: Read ends of the stdout and stderr pipes, and the span ring; handed to the agent.
+        descriptors: Read ends of the pipes of stdout, stderr and stacks; handed to the agent.
         interrupts: Held while the main thread sends.
     """
 

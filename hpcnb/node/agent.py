@@ -13,11 +13,9 @@ import os
 import selectors
 import signal
 import socket
-import struct
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from hpcnb.core import alive
@@ -27,11 +25,12 @@ from hpcnb.core.launch import AgentSpec, RunFolder
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.version import __version__
 from hpcnb.node import controller
+from hpcnb.node.door import Door
 from hpcnb.node.journal import Journal
 from hpcnb.node.looks import Looks
 from hpcnb.node.memory import Memory
 from hpcnb.node.observer import Observer, words_of
-from hpcnb.node.orders import Order, Orders
+from hpcnb.node.orders import Order, Orders, interrupt
 from hpcnb.node.presence import Presence
 from hpcnb.node.rank_process import RankProcess
 from hpcnb.node.refusals import Refusals
@@ -118,7 +117,7 @@ class Agent:
         self._controller: subprocess.Popen[bytes] | None = None
         self._controller_started_ns = 0
         self._selector = selectors.DefaultSelector()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._door = Door(folder.agent_socket, template_pid, self._ranks, self, self._seated, self._refusals, clock)
         self._parent = os.pidfd_open(os.getppid())
 
     # --- life -----------------------------------------------------------------------------------------------
@@ -132,14 +131,12 @@ class Agent:
             if not self._spec.controller_profile:
                 self._controller_started_ns = time.perf_counter_ns()
                 self._controller = controller.start(self._folder)
-            self._listener.bind(str(self._folder.agent_socket))
-            self._listener.listen(4096)
-            self._watch(self._listener.fileno(), self._accept)
-            self._watch(self._template.fileno(), self._hear_template)
-            self._watch(self._parent, self._parent_gone)
+            self._door.open()
+            self.watch(self._template.fileno(), self._hear_template)
+            self.watch(self._parent, self._parent_gone)
             self._belong_to(self._spec.owner_pid)
             for descriptor in self._server.descriptors:
-                self._watch(descriptor, lambda: None)  # read at every turn
+                self.watch(descriptor, lambda: None)  # read at every turn
             self._request(role="store")
             while self._ending is None:
                 self._turn()
@@ -154,7 +151,13 @@ class Agent:
         for key, _ in self._selector.select(timeout_s):
             key.data()
         for client, message in self._server.receive():
-            self._hear_notebook(client, message)
+            try:
+                self._hear_notebook(client, message)
+            except Exception as error:
+                # a bug of ours, met by values that nobody sends: one message must not end everybody's cluster
+                kind = f"its {type(message).__name__} could not be carried out"
+                if self._refusals.note("a notebook", kind, repr(error)):
+                    LOG.exception("%s", kind)
         now_s = self._clock()
         self._relay.tick(now_s)
         self._observe(now_s)
@@ -162,6 +165,7 @@ class Agent:
         self._presence.count(len(self._server.notebooks), now_s)
         if why := self._presence.over(now_s):
             self._end(why)
+        self._door.tick()
         self._refusals.tick()
         self._check_controller()
 
@@ -195,15 +199,17 @@ class Agent:
             for cell in running:
                 self._server.send_all(m.RankStates(cell, facts))
 
-    def _watch(self, descriptor: int, call: Callable[[], None], events: int = selectors.EVENT_READ) -> None:
-        self._unwatch(descriptor)  # one that was closed by itself leaves its number behind
+    def watch(self, descriptor: int, call: Callable[[], None], events: int = selectors.EVENT_READ) -> None:
+        """See Watching."""
+        self.unwatch(descriptor)  # one that was closed by itself leaves its number behind
         self._selector.register(descriptor, events, call)
 
-    def _unwatch(self, descriptor: int) -> None:
+    def unwatch(self, descriptor: int) -> None:
+        """See Watching."""
         try:
             self._selector.unregister(descriptor)
-        except KeyError:
-            pass  # never watched, or already closed
+        except (KeyError, ValueError):
+            pass  # never watched, already closed, or -1
 
     def _end(self, reason: str) -> None:
         if self._ending is None:
@@ -222,7 +228,7 @@ class Agent:
             self._disown()
         self._owner_pid, self._owner = pid, owner
         self._presence.owner_gone = False
-        self._watch(owner, self._owner_ended)
+        self.watch(owner, self._owner_ended)
 
     def _owner_ended(self) -> None:
         LOG.info("process %d, which the notebooks belong to, ended", self._owner_pid)
@@ -230,12 +236,12 @@ class Agent:
         self._presence.owner_gone = True
 
     def _disown(self) -> None:
-        self._unwatch(self._owner)
+        self.unwatch(self._owner)
         os.close(self._owner)
         self._owner_pid = self._owner = -1
 
     def _parent_gone(self) -> None:
-        self._unwatch(self._parent)
+        self.unwatch(self._parent)
         if not self._presence.claimed:
             self._end("who launched the cluster ended, and no notebook is connected")
 
@@ -268,11 +274,12 @@ class Agent:
         """End everything, in reverse, and say so."""
         LOG.info("ending: %s", self._ending)
         self._refusals.flush()
+        self._door.close()
         deadline_s = self._clock() + _GRACE_S
         for process in self._ranks.values():
             process.send_control(m.Shutdown(self._ending or ""))
             if process.alive and process.cell:
-                process.signal(signal.SIGINT)
+                interrupt(process)
         killed = False
         while any(process.alive for process in self._ranks.values()) and self._clock() < deadline_s + 2 * _GRACE_S:
             if not killed and self._clock() >= deadline_s:
@@ -309,7 +316,7 @@ class Agent:
         except ConnectionError:
             received = b""
         if not received:
-            self._unwatch(self._template.fileno())
+            self.unwatch(self._template.fileno())
             if self._ending is None:
                 self._fail("the template, which ranks are forked from, ended")
                 if self._presence.claimed:  # else the notebook hears of it when it connects, and ends us
@@ -360,49 +367,12 @@ class Agent:
         self._ranks[rank] = RankProcess(rank, self._folder, self._board.ring(rank))
         self._fork(rank, message)
 
-    def _accept(self) -> None:
-        connection, _ = self._listener.accept()
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        pid, user, _ = struct.unpack("3i", credentials)
-        # looked at before a byte is read, so that nobody else can keep us waiting or send us descriptors
-        if user != os.getuid() or _parent_of(pid) != self._template_pid:
-            self._refusals.note("a connection to the ranks' socket", f"of user {user}, no rank", f"process {pid}")
-            connection.close()
-            return
-        connection.settimeout(5.0)
-        descriptors: list[int] = []
-        problem = ""
-        try:
-            received, descriptors, _, _ = socket.recv_fds(connection, 4096, 3)
-            (hello,) = m.FrameReader().feed(received)
-            problem = self._seat(connection, hello, pid, descriptors)
-        except (OSError, ValueError) as error:
-            problem = str(error)
-        if problem:
-            self._refusals.note(f"process {pid}", "no hello of a rank", problem)
-            for descriptor in descriptors:
-                os.close(descriptor)
-            connection.close()
-
-    def _seat(self, connection: socket.socket, hello: m.Message, pid: int, descriptors: list[int]) -> str:
-        """Take a connection as that of a rank; returns why it is none, "" if it is."""
-        process = self._ranks.get(hello.rank) if isinstance(hello, m.RankHello) else None
-        if process is None or not isinstance(hello, m.RankHello) or hello.pid != pid:
-            return repr(hello)
-        if len(descriptors) != (3 if hello.channel == "cells" else 0) or (descriptors and process.descriptors):
-            return f"{hello} with {len(descriptors)} descriptors"
-        connection.settimeout(None)
-        if hello.channel != "cells":
-            process.attach_control(connection)
-            return ""
-        process.pid = pid
-        process.attach_cells(connection, descriptors)
+    def _seated(self, process: RankProcess) -> None:
         cells, stacks, *pipes = process.descriptors
-        self._watch(cells, lambda: self._hear_rank(process, cells))
-        self._watch(stacks, lambda: self._hear_stacks(process, stacks))
+        self.watch(cells, lambda: self._hear_rank(process, cells))
+        self.watch(stacks, lambda: self._hear_stacks(process, stacks))
         for pipe in pipes:
-            self._watch(pipe, lambda pipe=pipe: self._hear_pipe(process, pipe))  # type: ignore[misc]
-        return ""
+            self.watch(pipe, lambda pipe=pipe: self._hear_pipe(process, pipe))  # type: ignore[misc]
 
     def _hear_rank(self, process: RankProcess, cells: int) -> None:
         if cells not in process.descriptors:
@@ -416,7 +386,7 @@ class Agent:
             LOG.exception("rank %d sent what is no message and is ended", process.rank)
             process.kill_group()
         if cells not in process.descriptors:
-            self._unwatch(cells)
+            self.unwatch(cells)
 
     def _rank_said(self, process: RankProcess, message: m.Message) -> None:
         if isinstance(message, m.RankReady):
@@ -437,7 +407,7 @@ class Agent:
         if dump := process.read_stacks():
             self._looks.dumped(process.rank, dump)
         if stacks not in process.descriptors:
-            self._unwatch(stacks)
+            self.unwatch(stacks)
 
     def _hear_pipe(self, process: RankProcess, pipe: int) -> None:
         if pipe not in process.descriptors:
@@ -446,7 +416,7 @@ class Agent:
             self._rank_said(process, message)
         self._relay.show(process, process.read_pipe(pipe))
         if pipe not in process.descriptors:
-            self._unwatch(pipe)
+            self.unwatch(pipe)
 
     def _exited(self, pid: int, status: int) -> None:
         process = next((each for each in self._ranks.values() if each.pid == pid), None)
@@ -454,8 +424,8 @@ class Agent:
             return  # the store; ranks notice by themselves
         for message in process.read_messages():
             self._rank_said(process, message)
-        for descriptor in process.descriptors:
-            self._unwatch(descriptor)
+        for descriptor in (*process.descriptors, process.control):
+            self.unwatch(descriptor)
         state, last = process.communication(), process.last_communication()
         cell = self._relay.lost(process)
         process.status = status
@@ -600,12 +570,3 @@ def _unknown(cell: int) -> bytes:
 
 def _named(began: m.CellBegan) -> dict[str, Any]:
     return {"cell": began.cell, "label": began.label, "ranks": str(began.ranks)}
-
-
-def _parent_of(pid: int) -> int:
-    """Process id of its parent; 0 if it has ended."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return 0
-    return int(stat.rpartition(b")")[2].split()[1])  # its name, in parentheses, may hold anything

@@ -10,6 +10,8 @@ from hpcnb.node.template import die_with_parent
 
 __all__ = ["start", "stop"]
 
+_QUIET = {"loggers": {"IPController": {"level": "WARNING"}}}
+
 
 def start(folder: RunFolder) -> subprocess.Popen[bytes]:
     """Start the controller; its connection files appear in the profile of ``folder`` half a second later."""
@@ -25,6 +27,10 @@ def start(folder: RunFolder) -> subprocess.Popen[bytes]:
             # the agent knows better than a heartbeat who is alive: 10 minutes of silence (SIGSTOP, swapping)
             "--HeartMonitor.max_heartmonitor_misses=1200",
             "--log-level=WARN",
+            # the heart monitor is a process of its own and gets the level of the logger, where --log-level sets that of
+            # its handler (ipyparallel 9, traitlets 5.2 and later): it told twice a second, for ten minutes, that a rank
+            # which was replaced does not beat. It hears nothing but beats, so it cannot be told to forget the rank
+            f"--IPController.logging_config={_QUIET}",
         ],
         stdin=subprocess.DEVNULL,
         start_new_session=True,

@@ -11,7 +11,9 @@ from collections import deque
 from pathlib import Path
 from typing import Literal, TextIO
 
-__all__ = ["FloodGate", "collapse_rewrites", "size_words"]
+from hpcnb.core import units
+
+__all__ = ["FloodGate", "collapse_rewrites"]
 
 #: The file of a flood holds at most so many characters (it may lie in memory, under /run or /tmp).
 _FILE_LIMIT = 64 << 20
@@ -30,16 +32,6 @@ def collapse_rewrites(text: str) -> str:
         if at >= 0:
             lines[index] = line[at:]
     return "\n".join(lines)
-
-
-def size_words(num_bytes: int) -> str:
-    """``172 kB``."""
-    size = float(num_bytes)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 10 else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
 
 
 class FloodGate:
@@ -198,14 +190,14 @@ class FloodGate:
             if self._mode == "w":
                 self._path.unlink(missing_ok=True)
             return shown
-        notice = f"{size_words(self._cut_size - size)} not shown"
+        notice = f"{units.size(self._cut_size - size)} not shown"
         if lines_left := self._cut_lines - sum(text.count("\n") for _, text in shown):
             words = "1 line" if lines_left == 1 else f"{lines_left:,} lines"
-            notice = f"{words} ({size_words(self._cut_size - size)}) not shown"
+            notice = f"{words} ({units.size(self._cut_size - size)}) not shown"
         if self._file_problem:
             notice += f", and not all could be written to a file: {self._file_problem}"
         elif self._file_left <= 0:
-            notice += f", the file holds the first {size_words(_FILE_LIMIT)}"
+            notice += f", the file holds the first {units.size(_FILE_LIMIT)}"
         return [("cut", notice), *shown]
 
 

@@ -52,11 +52,13 @@ class Looks:
         return min(dues, default=float("inf"))
 
     def ask(self, process: RankProcess, cell: int) -> None:
-        """Look at a rank, unless its link thread still owes an answer: unread questions would fill its socket."""
-        if self._owing.get(process.rank) == process.pid:
-            return
-        self._owing[process.rank] = process.pid
-        process.send_control(m.LookAtRank(cell))
+        """Look at a rank. One that still owes an answer is not asked again, unread questions would fill its socket.
+
+        It is waited for all the same: it answers now, or its stack is dumped.
+        """
+        if self._owing.get(process.rank) != process.pid:
+            self._owing[process.rank] = process.pid
+            process.send_control(m.LookAtRank(cell))
         self._asked[process.rank] = (process, cell, self._clock() + _ANSWER_S)
 
     def seen(self, message: m.Seen) -> None:

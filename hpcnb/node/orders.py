@@ -11,11 +11,18 @@ from hpcnb.node.looks import Looks
 from hpcnb.node.rank_process import RankProcess
 from hpcnb.node.stop import Stop
 
-__all__ = ["Order", "Orders"]
+__all__ = ["Order", "Orders", "interrupt"]
 
 LOG = logging.getLogger(__name__)
 
 Order = m.Interrupt | m.StopAtBoundary | m.Release | m.LookAt | m.Continue | m.EndRanks | m.InputReply
+
+
+def interrupt(process: RankProcess) -> None:
+    """Stop the cell that this rank runs."""
+    # first the number of the cell: the rank may be about to begin it, or have ended it when the signal arrives
+    process.send_control(m.InterruptCell(process.cell))
+    process.signal(signal.SIGINT)  # the link thread cannot run while C code holds the interpreter lock
 
 
 class Orders:
@@ -42,7 +49,7 @@ class Orders:
             ranks = [process.rank for process in self._chosen(order.ranks) if process.cell == order.cell]
             return m.BoundaryAsked(order.cell, self._stop.ask(order.cell, ranks))
         if isinstance(order, m.Interrupt):
-            self._stop.withdraw()
+            self._stop.withdraw(order.cell)
         chosen = RankSet([order.rank]) if isinstance(order, m.InputReply) else order.ranks
         for process in self._chosen(chosen):
             self._obey(process, order)
@@ -50,9 +57,8 @@ class Orders:
 
     def _obey(self, process: RankProcess, order: Order) -> None:
         match order:
-            case m.Interrupt() if process.cell:
-                process.send_control(m.InterruptCell(process.cell))  # for which cell, should it not have begun
-                process.signal(signal.SIGINT)  # the link thread cannot run while C code holds the interpreter lock
+            case m.Interrupt() if process.cell and order.cell in (0, process.cell):  # else it comes too late
+                interrupt(process)
             case m.Release() if process.cell == order.cell:
                 process.send_control(m.ReleaseRank(order.cell, order.reason, order.mismatch))
             case m.LookAt():

@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hpcnb.core.launch import RunFolder
@@ -18,6 +19,8 @@ from hpcnb.node.gate import FloodGate
 __all__ = ["RankProcess"]
 
 Entry = tuple[str, str]
+#: A rank that is stopped is sent so many bytes of orders when it goes on; later ones are dropped.
+_ORDERS_LIMIT = 1 << 20
 #: A rank's log keeps at most so many bytes; it may lie in memory.
 _LOG_LIMIT = 16 << 20
 #: Span records of one cell that are kept; a long cell keeps its end.
@@ -54,6 +57,8 @@ class RankProcess:
     _cells: socket.socket | None = None
     _control: socket.socket | None = None
     _unsent: bytearray = field(default_factory=bytearray)
+    _control_unsent: bytearray = field(default_factory=bytearray)
+    _await_room: Callable[[], None] | None = None
     _reader: FrameReader = field(default_factory=FrameReader)
     _stacks: int = -1
     _pipes: dict[int, tuple[str, codecs.IncrementalDecoder]] = field(default_factory=dict)
@@ -79,7 +84,9 @@ class RankProcess:
 
         Raises:
             ProcessLookupError: It has ended already; nothing is attached then.
+            ValueError: Its span ring is none.
         """
+        ring = RingReader(self.memory)
         self._pidfd = os.pidfd_open(self.pid)
         connection.setblocking(False)
         self._cells = connection
@@ -88,11 +95,25 @@ class RankProcess:
             os.set_blocking(descriptor, False)
         for name, descriptor in (("stdout", out), ("stderr", err)):
             self._pipes[descriptor] = (name, _decoder())
-        self._ring = RingReader(self.memory)
+        self._ring = ring
 
-    def attach_control(self, connection: socket.socket) -> None:
-        """The rank's second connection, to its link thread."""
+    def attach_control(self, connection: socket.socket, await_room: Callable[[], None]) -> None:
+        """The rank's second connection, to its link thread.
+
+        ``await_room`` is called when it takes no more: then :meth:`send_control_rest` is to be called when it does.
+        """
+        connection.setblocking(False)
         self._control = connection
+        self._await_room = await_room
+
+    def has_channel(self, name: str) -> bool:
+        """Whether the rank has connected for ``cells`` or, any other name, for ``control``."""
+        return bool(self.descriptors) if name == "cells" else self._control is not None
+
+    @property
+    def control(self) -> int:
+        """Descriptor of the second connection; -1 if there is none."""
+        return -1 if self._control is None else self._control.fileno()
 
     @property
     def descriptors(self) -> list[int]:
@@ -165,12 +186,26 @@ class RankProcess:
         return True
 
     def send_control(self, message: Message) -> None:
-        """Send to the rank's link thread, which always reads."""
-        if self._control is not None:
+        """Send to the rank's link thread, which always reads, unless the process is stopped: then it is queued."""
+        if self._control is None:
+            return
+        was_empty = not self._control_unsent
+        if len(self._control_unsent) > _ORDERS_LIMIT:
+            return  # it has been told more than enough
+        self._control_unsent += frame(message)
+        if was_empty and not self.send_control_rest() and self._await_room is not None:
+            self._await_room()
+
+    def send_control_rest(self) -> bool:
+        """Send what is queued for the link thread; false if some is left."""
+        while self._control_unsent and self._control is not None:
             try:
-                self._control.sendall(frame(message))
+                del self._control_unsent[: self._control.send(self._control_unsent)]
+            except BlockingIOError:
+                return False
             except ConnectionError:
-                pass  # its end is already on the way to us as an exit
+                self._control_unsent.clear()  # its end is already on the way to us as an exit
+        return True
 
     def signal(self, number: int) -> None:
         """Signal the process itself; safe against reused process ids."""
@@ -311,6 +346,7 @@ class RankProcess:
             if connection is not None:
                 connection.close()
         self._cells = self._control = None
+        self._control_unsent.clear()
         for descriptor in self._pipes:
             os.close(descriptor)
         self._pipes.clear()

@@ -35,8 +35,8 @@ class Refusals:
         """How often something was refused."""
         return self._counts.total()
 
-    def note(self, peer: str, kind: str, words: str) -> None:
-        """Something was refused.
+    def note(self, peer: str, kind: str, words: str) -> bool:
+        """Something was refused; true if it is the first of its peer and kind.
 
         Args:
             peer: Who, for example ``process 17``.
@@ -47,10 +47,12 @@ class Refusals:
         if key not in self._counts and len(self._counts) >= _MOST_KINDS:
             key = _OTHERS
         self._counts[key] += 1
-        if key not in self._told:
+        is_first = key not in self._told
+        if is_first:
             self._told[key] = 1
             self._log.warning("refused %s: %s (%s)", *key, ascii(words[:200])[1:-1])
         self._due_s = min(self._due_s, self._clock() + _PERIOD_S)
+        return is_first
 
     def tick(self) -> None:
         """Say how often, where there were more and it is time."""

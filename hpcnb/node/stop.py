@@ -60,8 +60,8 @@ class Stop:
         if self._cell and self._cell not in running:
             self.withdraw()
 
-    def withdraw(self) -> None:
-        """The cell is over, or will be stopped in another way."""
-        if self._cell:
+    def withdraw(self, cell: int = 0) -> None:
+        """The cell is over, or will be stopped in another way; 0 is whichever was asked to stop."""
+        if self._cell and cell in (0, self._cell):
             self._cell, self._ranks = 0, []
             self._board.ask_stop(0, StopState.NONE)

@@ -18,9 +18,12 @@ SEEDS = [
     m.Hello(m.PROTOCOL, "0.1.0", "3.11"),
     m.RunCell(1 << 30, RankSet([0]), "1", "cell", 1, want_pickles=False, line_budget=10, byte_budget=10, is_init=False),
     m.CallFunction(1 << 30, RankSet([0]), b"cos\nsystem\n(S'true'\ntR.", 10, 10, "call"),
-    m.Interrupt(RankSet([5])),
+    m.Interrupt(3, RankSet([5])),
     m.Follow(3),
     m.Ask(1, "status", 0),
+    m.RestartRanks(RankSet([5]), 1, [["3", [0, 1]]], 4),
+    m.InputReply(1 << 30, 0, 1, "text", ""),
+    m.Check(1 << 30, RankSet([0]), ["model"], rng=True),
     m.Rebuild(1 << 30, RankSet([0]), 1, RankSet(), RankSet(), 0, []),
     m.Welcome(1, "", "", "", 1, 0, 1, 0, 0, False),
     m.CellBegan(1, "x", RankSet([0]), 1, 1),
@@ -58,9 +61,10 @@ def message(rng: random.Random) -> bytes:
         return bytes(packed)
     import msgpack
 
-    name = type(rng.choice(SEEDS)).__name__
+    seed = rng.choice(SEEDS)
+    name, count = type(seed).__name__, rng.choice([rng.randrange(12), len(m.names_of(seed))])
     odd = [None, -1, 1 << 63, 1.5, "x" * rng.randrange(50), b"\x80\x04.", [], [[[]]], {}, {"a": 1}, True]
-    return bytes(msgpack.packb([name, *rng.choices(odd, k=rng.randrange(12))]))
+    return bytes(msgpack.packb([name, *rng.choices(odd, k=count)]))
 
 
 def is_obeyed(packed: bytes) -> bool:
@@ -70,7 +74,7 @@ def is_obeyed(packed: bytes) -> bool:
     except m.MessageError:
         return False
     return (
-        isinstance(found, m.Shutdown | m.RunCell | m.CallFunction | m.Rebuild | m.Recording)
+        isinstance(found, m.Shutdown | m.RunCell | m.CallFunction | m.Rebuild | m.Recording | m.RestartRanks | m.Check)
         or (isinstance(found, m.Ask) and found.question == "leave")
         or (isinstance(found, m.Hello) and found.owner_pid != 0)
     )

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from hpcnb.cluster.cell_run import CellRequest
+from hpcnb.core import messages as m
 from hpcnb.core.errors import CellFailed, ClusterStateError, SelectionError, TransferError
+from hpcnb.core.ranks import RankSet
 
 pytestmark = pytest.mark.engines
 
@@ -221,6 +223,63 @@ def test_ctrl_c_stops_all_ranks(cluster2):
 def test_an_interrupt_between_cells_means_nothing(cluster2):
     cluster2.interrupt()
     assert run(cluster2, "rank").values == {0: "0", 1: "1"}
+
+
+def test_an_interrupt_for_a_cell_that_is_over_does_not_stop_the_next_one(cluster2):
+    """One that was sent while ranks had just replied, or a second one, comes when another cell runs."""
+    everybody = RankSet.all(2)
+    before = run(cluster2, "1").cell
+
+    def press():
+        for _ in range(20):
+            time.sleep(0.01)
+            cluster2.tell(m.Interrupt(before, everybody))
+        cluster2.tell(m.Interrupt(0, RankSet([1])))
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    source = (
+        "import time\nuntil_s = time.monotonic() + (0.5 if rank == 0 else 60)\nwhile time.monotonic() < until_s: pass"
+    )
+    result = cluster2.run(source, timeout_s=60)
+    thread.join()
+    assert {rank: error.ename for rank, error in result.errors.items()} == {1: "KeyboardInterrupt"}
+    assert result.timeout_s is None
+
+
+def test_a_stopped_rank_keeps_nobody_waiting(cluster2):
+    """Its control socket is full of orders; the agent goes on, and the rank stops once when it goes on too."""
+    pid = cluster2.status()[1]["pid"]
+    answered_s = []
+
+    def press():
+        time.sleep(0.3)
+        os.kill(pid, signal.SIGSTOP)
+        for _ in range(2000):
+            cluster2.tell(m.Interrupt(0, RankSet([1])))
+        began_s = time.monotonic()
+        try:
+            cluster2.describe()
+            answered_s.append(time.monotonic() - began_s)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    result = cluster2.run("import time\ntime.sleep(60)", on="1", timeout_s=50)
+    thread.join()
+    assert {error.ename for error in result.errors.values()} == {"KeyboardInterrupt"}
+    assert result.timeout_s is None
+    assert len(answered_s) == 1
+    assert run(cluster2, "rank").values == {0: "0", 1: "1"}
+
+
+def test_sigint_from_elsewhere_stops_the_cell_too(cluster2):
+    """A cell's own watchdog, or a person's ``kill -INT``."""
+    source = "import os, threading, time\nthreading.Timer(0.6, os.kill, (os.getpid(), 2)).start()\ntime.sleep(60)"
+    result = cluster2.run(source, on="1", timeout_s=60)
+    assert {error.ename for error in result.errors.values()} == {"KeyboardInterrupt"}
+    assert result.timeout_s is None
 
 
 def test_a_rank_that_does_not_answer_the_interrupt_is_named(cluster2):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 pytestmark = pytest.mark.engines
@@ -26,6 +28,13 @@ def test_output_of_views_goes_to_views(cluster2):
 
 def test_engine_ids_are_ranks(cluster4):
     assert cluster4.client[:]["rank"] == [0, 1, 2, 3]
+
+
+def test_the_heart_of_a_rank_that_was_replaced_is_not_told_of_twice_a_second(cluster2):
+    cluster2.restart_rank(1)
+    assert cluster2.client.ids == [0, 1]
+    time.sleep(1.5)
+    assert "heartbeat" not in cluster2.logs()
 
 
 def test_the_launcher_works_in_a_cluster_of_ipyparallel(tmp_path):

@@ -215,18 +215,7 @@ def test_one_press_brings_the_prompt_back_from_a_deaf_rank(cluster4, how):
         check(cluster4, new=[1])
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        "swallows the interrupt",
-        pytest.param(
-            "C code holds the interpreter",
-            marks=pytest.mark.xfail(
-                reason="Looks.ask forgets a rank that owes an answer: its stack is not dumped again"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("how", DEAF)
 def test_two_presses_show_stacks_and_replace_a_deaf_rank(cluster4, how):
     with whole_afterwards(cluster4):
         run(cluster4, SETUP)

@@ -135,7 +135,7 @@ def test_who_has_the_key_but_was_not_welcomed_runs_nothing(cluster, tmp_path, fi
             assert isinstance(peer.hear(), m.Refused)
         frames = [
             run_cell(1 << 20, trace), m.CallFunction(1 << 20, RankSet([0]), bomb(trace), 9, 99, "x"),
-            m.Shutdown("x"), m.Ask(1, "leave", 0), m.Interrupt(RankSet([0])),
+            m.Shutdown("x"), m.Ask(1, "leave", 0), m.Interrupt(0, RankSet([0])),
         ]  # fmt: skip
         for _ in range(100):
             peer.say(*frames)
@@ -172,6 +172,28 @@ def test_frames_that_are_no_messages_are_counted_and_the_peer_is_still_served(cl
         peer.socket.send_multipart([m.encode(m.Shutdown("x"))] * 2)
         peer.say(m.Ask(7, "cluster", 0))
         assert peer.hear_until(m.Answer).value["num_refused"] == before + 6
+
+
+def test_messages_of_a_wrong_shape_are_refused_once_and_end_nothing(cluster):
+    """Types of fields are checked with all that they hold; what is merely odd is carried out."""
+    before = refused(cluster)
+    odd = [
+        m.RestartRanks(RankSet([0]), 1, groups, 2) for groups in (b"x", [b"x"], [["3", [b"x"]]], [["3", 1]], {"3": [0]})
+    ]
+    with Peer(read_spec(cluster._node.folder)) as peer:
+        peer.say(HELLO)
+        peer.hear_until(m.Welcome)
+        for message in odd * 3:
+            peer.say(message)
+        # well-formed, and yet nothing that anybody says
+        peer.say(*[m.RunCell((1 << 29) + n, RankSet([0]), "1", "x", -1, False, -5, -5, False) for n in range(3)])
+        peer.say(m.Ask(7, "cluster", 0))
+        assert peer.hear_until(m.Answer).value["num_refused"] >= before + 15
+    wait_until(lambda: cluster.status()[0]["state"] == "idle")
+    # once for this process and kind, perhaps in an earlier test
+    assert log(cluster).count("no message of this protocol (") == 1
+    assert "Traceback" not in log(cluster)
+    assert cluster.alive == RankSet([0])
 
 
 def test_a_recorded_connection_cannot_be_played_again(cluster, tmp_path):

@@ -75,7 +75,7 @@ def replies(*ranks):
 
 ACTIONS = [
     (watch.StopAtBoundary(ALL), [m.StopAtBoundary(CELL, ALL)]),
-    (watch.InterruptRanks(ALL), [m.Interrupt(ALL)]),
+    (watch.InterruptRanks(ALL), [m.Interrupt(CELL, ALL)]),
     (watch.ReleaseRanks(ALL, "why"), [m.Release(CELL, ALL, "why", False)]),
     (watch.ReleaseRanks(ALL, "why", mismatch=True), [m.Release(CELL, ALL, "why", True)]),
     (watch.ContinueRanks(ALL), [m.Continue(ALL)]),
@@ -122,7 +122,7 @@ def test_a_rank_that_waits_in_vain_is_released(waited, clock):
 
 def test_an_interrupt_from_the_first_press_to_the_prompt(waited, clock):
     assert waited.step(watch.InterruptAsked(clock.now_s)) == [m.StopAtBoundary(CELL, ALL)]
-    assert waited.step(m.BoundaryAsked(CELL, False)) == [m.Interrupt(ALL)]
+    assert waited.step(m.BoundaryAsked(CELL, False)) == [m.Interrupt(CELL, ALL)]
     clock.now_s += 0.3
     assert waited.step(None) == [m.Release(CELL, ALL, "the cell was interrupted", False), m.LookAt(CELL, ALL)]
     waited.step(m.Seen(CELL, 1, [("<cell 5>", 3, "f", "x()")], 0))
@@ -136,7 +136,7 @@ def test_an_interrupt_from_the_first_press_to_the_prompt(waited, clock):
 
 def test_a_second_press_shows_stacks_and_ends_ranks(waited, clock):
     waited.step(watch.InterruptAsked(clock.now_s))
-    assert waited.step(watch.InterruptAsked(clock.now_s)) == [m.LookAt(CELL, ALL), m.Interrupt(ALL)]
+    assert waited.step(watch.InterruptAsked(clock.now_s)) == [m.LookAt(CELL, ALL), m.Interrupt(CELL, ALL)]
     frames = [("<cell 5>", 3, "f", "x()"), ("/lib/a.py", 7, "g", "")]
     waited.step(m.Seen(CELL, 1, frames, 0))
     clock.now_s += 0.3
@@ -154,7 +154,7 @@ def test_a_timeout_is_told_once(clock):
     clock.now_s += 2.0
     assert waited.step(None) == []
     clock.now_s += 0.1
-    assert waited.step(None) == [m.Interrupt(ALL)]
+    assert waited.step(None) == [m.Interrupt(CELL, ALL)]
     assert waited.step(None, None) == []
     assert waited.run.watch.timed_out
 

@@ -7,14 +7,16 @@ import struct
 import types
 import typing
 
+import msgpack
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hpcnb.core import messages as m
+from hpcnb.core.messages import codec
 from hpcnb.core.ranks import RankSet
 
-ALL_TYPES = sorted(m._TYPES.values(), key=lambda cls: cls.__name__)
+ALL_TYPES = sorted(codec._TYPES.values(), key=lambda cls: cls.__name__)
 
 numbers = st.integers(-(2**63), 2**64 - 1)
 rank_sets = st.sets(st.integers(0, 40)).map(RankSet)
@@ -34,8 +36,12 @@ def values_of(annotation):
     if annotation in SIMPLE:
         return SIMPLE[annotation]
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return values_of(arguments[1])
     if origin is list:
         return st.lists(values_of(arguments[0]), max_size=3)
+    if origin is tuple:
+        return st.tuples(*map(values_of, arguments)).map(list)
     if origin is dict:
         return st.dictionaries(values_of(arguments[0]), values_of(arguments[1]), max_size=3)
     assert origin is types.UnionType, annotation
@@ -43,7 +49,7 @@ def values_of(annotation):
 
 
 def messages_of(cls):
-    hints = typing.get_type_hints(cls, vars(m))
+    hints = typing.get_type_hints(cls, include_extras=True)
     return st.builds(cls, *[values_of(hints[field.name]) for field in dataclasses.fields(cls)])
 
 
@@ -108,15 +114,27 @@ def test_damaged_messages_are_refused_or_read(message, data):
     only_message_errors(m.decode, bytes(packed[: data.draw(st.integers(0, len(packed)))]))
 
 
+def restart(groups):
+    return m.encode(m.RestartRanks(RankSet([0]), 1, groups, 2))
+
+
 @pytest.mark.parametrize(
     ("packed", "words"),
     [
-        (b"", "not a message of protocol 2"),
+        (b"", f"not a message of protocol {m.PROTOCOL}"),
         (b"\x91\xa3Foo", "KeyError: 'Foo'"),
         (b"\x91\xa7Refused", "has the fields \\(reason\\), but 0 came"),
         (b"\x93\xa7Refused\xa1a\xa1b", "has the fields \\(reason\\), but 2 came"),
         (b"\x92\xa7Refused\x07", "Refused.reason cannot be a int"),
-        (b"\x92\xa9Interrupt\xc8\x20\x01\x01" + bytes(8193), "unknown extension 1 of 8193 bytes"),
+        (restart(b"groups"), "RestartRanks.groups cannot be a bytes"),
+        (restart([["3", [0, 1]], ["4", [b"5"]]]), "RestartRanks.groups cannot hold that"),
+        (restart([["3", [0, 1], 7]]), "RestartRanks.groups cannot hold that"),
+        (restart([3]), "RestartRanks.groups cannot hold that"),
+        (restart({"3": [0]}), "RestartRanks.groups cannot be a dict"),
+        (msgpack.packb(["StartFailed", "x", ["line", None]]), "StartFailed.log_lines cannot hold that"),
+        (msgpack.packb(["RankReady", 1, 1, "", "", {"torch": 2}]), "RankReady.versions cannot hold that"),
+        (msgpack.packb(["RankStates", 1, {"0": 1}]), "RankStates.ranks cannot hold that"),
+        (b"\x93\xa9Interrupt\x03\xc8\x20\x01\x01" + bytes(8193), "unknown extension 1 of 8193 bytes"),
         (m.encode(m.Refused("x")) + b"\0", "extra data"),
         (b"\x92\xa7Refused\xc7\x00\x02", "unknown extension 2"),
     ],

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import _thread
+import random
 import signal
+import threading
+import time
 
 import pytest
 
+from hpcnb.engine import interrupts as interrupts_module
 from hpcnb.engine.interrupts import Interrupts
 
 
@@ -70,3 +75,120 @@ def test_the_next_cell_can_be_interrupted_at_once(interrupts):
         with pytest.raises(KeyboardInterrupt):
             interrupts.interrupt(cell)
         interrupts.end()
+
+
+# --- which cell a signal is for ------------------------------------------------------------------------------------
+
+
+def late_signal():
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_that_arrives_in_the_next_cell_does_not_stop_it(interrupts):
+    """The order was carried out, or came when its cell was over; the signal that belongs to it comes afterwards."""
+    interrupts.begin(3)
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.interrupt(3)
+    interrupts.end()
+    interrupts.begin(4)
+    late_signal()
+    interrupts.end()
+    interrupts.interrupt(4)
+    interrupts.begin(5)
+    late_signal()
+
+
+def test_a_cell_that_was_stopped_as_it_began_is_not_stopped_again(interrupts):
+    interrupts.interrupt(3)
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.begin(3)
+    late_signal()
+
+
+def test_a_signal_that_is_faster_than_its_order_waits_for_it(interrupts):
+    interrupts.begin(4)
+    order = threading.Timer(0.02, lambda: setattr(interrupts, "_ordered", 4))
+    order.start()
+    began_s = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert time.monotonic() - began_s >= 0.02
+    order.join()
+    interrupts.end()
+    interrupts.begin(5)
+    order = threading.Timer(0.02, interrupts.interrupt, (4,))  # for the cell before
+    order.start()
+    signal.raise_signal(signal.SIGINT)
+    order.join()
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_signal_that_nobody_ordered_stops_what_runs(interrupts, is_first):
+    if not is_first:
+        interrupts.interrupt(2)
+        interrupts._heard_s -= 1.0
+    interrupts.begin(3)
+    with pytest.raises(KeyboardInterrupt):
+        _thread.interrupt_main()
+
+
+def test_a_signal_that_did_not_wake_the_main_thread_is_sent_again(interrupts, monkeypatch):
+    """One that comes between the last bytecode and a wait in C is only seen when the wait is over."""
+    sent = []
+    monkeypatch.setattr(interrupts_module.signal, "pthread_kill", lambda *call: sent.append(call))
+    monkeypatch.setattr(interrupts_module, "_FIRST_PAUSE_S", 0.001)
+    interrupts.begin(3)
+    for _ in range(5):
+        interrupts.interrupt(3)
+    insisting = [thread for thread in threading.enumerate() if thread.name == "hpcnb-interrupt"]
+    assert len(insisting) <= 1
+    deadline_s = time.monotonic() + 20
+    while len(sent) < 9 and time.monotonic() < deadline_s:
+        time.sleep(0.001)
+    with pytest.raises(KeyboardInterrupt):
+        late_signal()
+    num_sent = len(sent)
+    assert num_sent >= 9
+    for thread in insisting:
+        thread.join(5)
+    assert len(sent) <= num_sent + 1
+
+
+def test_a_late_signal_while_something_is_held_stops_nothing(interrupts):
+    interrupts.interrupt(3)
+    interrupts.begin(4)
+    with interrupts:
+        late_signal()
+
+
+def test_any_order_of_orders_signals_and_cells_stops_the_cells_that_were_meant(interrupts):
+    """Orders and signals from a thread, as from the agent, with cells that begin and end meanwhile."""
+    rng = random.Random(3)
+    meant, stopped = set(), []
+    for cell in range(1, 200):
+        late_s, is_ordered, is_early = rng.random() / 500, rng.random() < 0.5, rng.random() < 0.3
+
+        def press(cell=cell, late_s=late_s):
+            interrupts.interrupt(cell)
+            time.sleep(late_s)  # the kernel may give the signal to another thread
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+        presser = threading.Thread(target=press)
+        if is_ordered:
+            meant.add(cell)
+            presser.start()
+        if is_early:
+            time.sleep(0.001)
+        try:
+            try:
+                interrupts.begin(cell)
+                deadline_s = time.monotonic() + (20.0 if is_ordered else 0.001)
+                while time.monotonic() < deadline_s:
+                    pass
+            finally:
+                interrupts.end()
+        except KeyboardInterrupt:
+            stopped.append(cell)
+        if is_ordered and rng.random() < 0.5:
+            presser.join()
+    assert stopped == sorted(meant)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hpcnb.core.grouping import Grouper
 from hpcnb.core.ranks import RankSet
 from hpcnb.node import gate
-from hpcnb.node.gate import FloodGate, collapse_rewrites, size_words
+from hpcnb.node.gate import FloodGate, collapse_rewrites
 
 plain = st.text(alphabet="ab\n", max_size=60) | st.lists(st.sampled_from(["line\n", "x", "\n", "é\u2028"])).map("".join)
 rewritten = st.lists(st.sampled_from(["a", "bc", "\n", "\r", "\r\n", "\r10%", "long text"]), max_size=25).map("".join)
@@ -217,15 +217,6 @@ def test_lone_surrogates_do_not_break_the_file(tmp_path):
 )
 def test_collapse_rewrites(text, left):
     assert collapse_rewrites(text) == left
-
-
-@pytest.mark.parametrize(
-    ("size", "words"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (9999, "10.0 kB"), (172_400, "172 kB"), (5_500_000, "5.5 MB"),
-     (64 << 20, "67 MB"), (3_000_000_000, "3.0 GB")],
-)  # fmt: skip
-def test_size_words(size, words):
-    assert size_words(size) == words
 
 
 def test_a_gate_that_continues_adds_to_the_file_of_the_cell(tmp_path):

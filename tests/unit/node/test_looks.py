@@ -88,3 +88,15 @@ def test_a_rank_that_ended_meanwhile_is_not_signalled(looked):
     assert looked.tick(0.2) == []
     assert looked.done == [m.LookAtRank(5)]
     assert looked.looks.due_s == float("inf")
+
+
+def test_a_rank_that_owes_an_answer_is_not_asked_again_but_its_stack_is_dumped_again(looked):
+    for _ in range(3):
+        looked.looks.ask(looked.process, 5)
+        assert looked.tick(0.2) == []
+        looked.looks.dumped(1, DUMP)
+        assert looked.tick(0.04) == [m.Seen(5, 1, frames_of(DUMP), -1)]
+    assert looked.done == [m.LookAtRank(5)] + [STACK_SIGNAL] * 3
+    looked.looks.seen(m.Seen(5, 1, [], 0))  # its link thread runs again
+    looked.looks.ask(looked.process, 5)
+    assert looked.done[-1] == m.LookAtRank(5)

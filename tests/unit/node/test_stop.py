@@ -156,3 +156,14 @@ def test_a_request_lasts_as_long_as_its_cell(board, is_decided, running):
     assert not stop.is_open
     assert board.stop_asked() == (0, StopState.NONE, 0)
     assert stop.ask(CELL, [0])  # and can be made again
+
+
+@pytest.mark.parametrize(("cell", "is_withdrawn"), [(CELL, True), (0, True), (CELL - 1, False)])
+def test_an_interrupt_withdraws_the_request_of_its_own_cell(cell, is_withdrawn):
+    board = Board(new_board(1), 0)
+    board.tell_activity(0, state(0, 0))
+    stop = Stop(board)
+    assert stop.ask(CELL, [0])
+    stop.withdraw(cell)
+    assert stop.is_open is not is_withdrawn
+    assert board.stop_asked()[1] == (StopState.NONE if is_withdrawn else StopState.ASKED)
