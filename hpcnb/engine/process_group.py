@@ -83,7 +83,6 @@ class HpcnbProcessGroup(dist.ProcessGroup):
 
     recorder: Recorder  #: set once per rank, before the first group is made
     guard: Guard
-    _num_made = 0
 
     def __init__(self, store: dist.Store, rank: int, size: int, timeout: datetime.timedelta) -> None:
         super().__init__(rank, size)  # type: ignore[call-arg] # the stub has one signature of two
@@ -105,8 +104,6 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         self._lost = ""  #: why this group was not built again; "" if it was
         self._has_accelerator = False
         self._inner = self._connect()
-        HpcnbProcessGroup._num_made += 1
-        self._made = HpcnbProcessGroup._num_made
 
     def _connect(self) -> Any:
         """Connect to the other ranks, under the generation that all are in."""
@@ -142,11 +139,6 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         missing = RankSet(self.members()) & order.dead
         if missing:
             self._lost = f"{missing.words()} ended; %hpc restart-rank brings {_pronoun(missing)} back"
-            return None
-        if not str(self._name).isdecimal() and RankSet(self.members()) & order.new:
-            self._lost = (
-                "a rank of this group was replaced, and only cells can make it again (use_local_synchronization)"
-            )
             return None
         if str(self._name) in order.partial:
             self._lost = "not all of its ranks have it any more; make it again on all of them"
@@ -206,8 +198,16 @@ class HpcnbProcessGroup(dist.ProcessGroup):
 
     def monitored_barrier(self, timeout: datetime.timedelta | None = None, *, wait_all_ranks: bool = False) -> None:
         operation = self._issue("monitored_barrier", [], (), -1, 0)
+        limit = timeout or self._timeout
         with self._waiting(operation):
-            self._inner.monitored_barrier(timeout, wait_all_ranks=wait_all_ranks)
+            try:
+                self._inner.monitored_barrier(limit, wait_all_ranks=wait_all_ranks)
+            except RuntimeError:
+                # gloo names them on the first rank only, and in its own words; the board knows them on all of one node
+                if operation.channel is not None and (late := self.guard.missing(operation.channel, operation.stamp)):
+                    verb = "has" if len(late) == 1 else "have"
+                    self.guard.break_groups(f"{late.words()} {verb} not called it within {limit.total_seconds():g} s")
+                raise
 
     @contextlib.contextmanager
     def _waiting(self, operation: Operation) -> Iterator[None]:
