@@ -137,9 +137,11 @@ def make_groups(groups: list[tuple[str, list[int]]], num_groups: int, rank: int)
 def _make_group(name: str, members: list[int]) -> None:
     # new_group takes no name: it counts, or hashes what this process holds; the rest is as there
     default = c10d._get_default_group()
-    backend, store = c10d._world.pg_map[default]
+    known: Any = c10d._world.pg_map[default]  # names and backends have types of their own, which older releases lack
+    backend, store = known
+    named: Any = name
     group, _ = c10d._new_process_group_helper(
-        len(members), members.index(dist.get_rank()), members, backend, store, name,
+        len(members), members.index(dist.get_rank()), members, backend, store, named,
         timeout=c10d._get_default_timeout(backend),
     )  # fmt: skip
     c10d._world.pg_group_ranks[group] = {rank: index for index, rank in enumerate(members)}
