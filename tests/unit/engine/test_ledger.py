@@ -115,7 +115,9 @@ def test_sizes_are_told_when_there_are_too_many_for_the_strings(guards):
         for guard in guards:
             guard.signature("message", [torch.empty(number)], ())
     message(guards[0], 12_345)
-    with pytest.raises(CollectiveMismatch, match=r"is message\(float32\[12345\]\) .* expects message\(int64\[4321\]\) "):
+    with pytest.raises(
+        CollectiveMismatch, match=r"is message\(float32\[12345\]\) .* expects message\(int64\[4321\]\) "
+    ):
         message(guards[1], 4321, dtype=torch.int64)
 
 
