@@ -147,6 +147,11 @@ def ring_bytes(num_slots: int) -> int:
     return HEADER_BYTES + num_slots * SPAN.size
 
 
+def _strings_word(memory: mmap.mmap | memoryview) -> memoryview:
+    """Count and used bytes of the strings as one word: struct reads and writes byte by byte."""
+    return memoryview(memory)[_STRINGS_AT : _STRINGS_AT + _STRINGS.size].cast("Q")
+
+
 def _slots_of(num_bytes: int) -> int:
     return (num_bytes - HEADER_BYTES) // SPAN.size
 
@@ -181,7 +186,8 @@ class RingWriter:
         self._written = 0
         self._lock = threading.Lock()
         self._strings: dict[str, int] = {}
-        self._strings_used = 0
+        self._texts: dict[int, str] = {}
+        self._strings_told = _strings_word(memory)
         _HEADER.pack_into(memory, 0, _MAGIC, 1, num_slots, 0)
         self._counter = memoryview(memory)[_WRITTEN_AT : _WRITTEN_AT + 8].cast("Q")
         self.intern("")
@@ -195,19 +201,23 @@ class RingWriter:
             if text in self._strings:  # another thread was faster
                 return self._strings[text]
             encoded = text.encode("utf-8", "replace")[:500]
-            end = self._strings_used + 2 + len(encoded)
-            if end > _STRINGS_BYTES - _STRINGS.size or len(self._strings) >= 0xFFFF:
+            used, number = divmod(self._strings_told[0], 1 << 32)
+            end = used + 2 + len(encoded)
+            if end > _STRINGS_BYTES - _STRINGS.size or number >= 0xFFFF:
                 return 0
-            at = _STRINGS_AT + _STRINGS.size + self._strings_used
+            at = _STRINGS_AT + _STRINGS.size + used
             self._memory[at : at + 2 + len(encoded)] = struct.pack("<H", len(encoded)) + encoded
-            number = self._strings[text] = len(self._strings)
-            self._strings_used = end
-            _STRINGS.pack_into(self._memory, _STRINGS_AT, len(self._strings), self._strings_used)
+            self._texts[number] = text
+            self._strings_told[0] = (
+                end << 32 | number + 1
+            )  # in one store, which no interrupt and no reader finds halved
+            # last: another thread takes the number from here without the lock, and a peer may look it up at once
+            self._strings[text] = number
         return number
 
     def text(self, number: int) -> str:
-        """The string that :meth:`intern` gave this number."""
-        return next((text for text, each in self._strings.items() if each == number), "")
+        """The string that :meth:`intern` gave this number. From any thread."""
+        return self._texts.get(number, "")
 
     def write(self, *record: int) -> None:
         """Append one record, fields in the order of SPAN_FIELDS."""
@@ -253,6 +263,7 @@ class RingReader:
         self._memory = memory
         self._counter = memoryview(memory)[_WRITTEN_AT : _WRITTEN_AT + 8].cast("Q")
         self._read = 0
+        self._strings_told = _strings_word(memory)
         self._strings: list[str] = []
         self._strings_at = 0
 
@@ -279,7 +290,7 @@ class RingReader:
 
     def strings(self) -> list[str]:
         """The string table so far; entry 0 is the empty string."""
-        count, _ = _STRINGS.unpack_from(self._memory, _STRINGS_AT)
+        count = self._strings_told[0] & 0xFFFFFFFF
         while len(self._strings) < count:
             at = _STRINGS_AT + _STRINGS.size + self._strings_at
             (length,) = struct.unpack_from("<H", self._memory, at)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import functools
 import gc
 import threading
 import time
@@ -32,6 +34,7 @@ def register(recorder: Recorder, guard: Guard) -> None:
     """Make ``init_process_group("hpcnb")``, and every group and mesh axis after it, one of these."""
     HpcnbProcessGroup.recorder = recorder
     HpcnbProcessGroup.guard = guard
+    _offer_monitored_barrier()
     if BACKEND in dist.Backend.backend_list:
         return
     dist.Backend.register_backend(
@@ -71,10 +74,38 @@ def _make_group(options: Any, recorder: Recorder, guard: Guard) -> HpcnbProcessG
             raise
 
 
+def _offer_monitored_barrier() -> None:
+    """Let ``dist.monitored_barrier`` take our groups.
+
+    torch's function asks for the name of the backend and refuses whatever is not called gloo, before it asks the group,
+    which has the method. A group that calls itself gloo would lie to everybody who asks, and subgroups, which take the
+    name of their parent's backend, would be plain gloo groups. So the function is replaced, in both places it is known.
+    """
+    theirs = c10d.monitored_barrier
+    if hasattr(theirs, "__wrapped__"):
+        return
+
+    @functools.wraps(theirs)
+    def monitored_barrier(group: Any = None, timeout: Any = None, wait_all_ranks: bool = False) -> None:  # noqa: FBT001, FBT002 - torch's signature
+        asked = c10d._get_default_group() if group is None else group
+        if not isinstance(asked, HpcnbProcessGroup):
+            theirs(group, timeout, wait_all_ranks)
+            return
+        limit = datetime.timedelta(seconds=timeout) if isinstance(timeout, int | float) else timeout
+        asked.monitored_barrier(limit, wait_all_ranks=wait_all_ranks)
+
+    c10d.monitored_barrier = monitored_barrier
+    dist.monitored_barrier = monitored_barrier
+
+
 def _living() -> list[HpcnbProcessGroup]:
-    """The groups that torch knows, in the order they were made: a destroyed one may live on in a name."""
+    """The groups that torch knows, in one order on all ranks: a destroyed one may live on in a name.
+
+    Names are numbers, in the order the groups were made, or hashes (use_local_synchronization), which ranks may have
+    made in any order, and a new process makes last.
+    """
     known = [group for group in list(c10d._world.pg_map) if isinstance(group, HpcnbProcessGroup)]
-    return sorted(known, key=lambda group: group._made)
+    return sorted(known, key=lambda group: (len(str(group.group_name)), str(group.group_name)))
 
 
 def release_groups() -> Callable[[], None]:
@@ -114,7 +145,7 @@ def moved_bytes() -> int:
 
 
 def list_groups() -> tuple[int, list[tuple[str, list[int]]]]:
-    """How many groups torch has counted, and (name, ranks) of those that this rank is in, as they were made."""
+    """How many groups torch has counted, and (name, ranks) of those that this rank is in."""
     return c10d._world.group_count, [(str(group.group_name), group.members()) for group in _living()]
 
 
@@ -122,20 +153,32 @@ def make_groups(groups: list[tuple[str, list[int]]], num_groups: int, rank: int)
     """Make the groups that others hold and this new process does not.
 
     Args:
-        groups: Name and ranks, in the order they were made.
+        groups: Name and ranks, in the order of names that others build them in.
         num_groups: How many torch has counted elsewhere; names are numbers.
         rank: Of this process.
     """
     known = {str(group.group_name) for group in _living()}
     for name, members in groups:
-        if name not in known and rank in members and name.isdecimal():
-            c10d._world.group_count = int(name)
-            dist.new_group(members)
+        if name not in known and rank in members:
+            _make_named(name, members)
     c10d._world.group_count = max(num_groups, c10d._world.group_count)
 
 
+def _make_named(name: str, members: list[int]) -> None:
+    # new_group takes no name: it counts, or hashes what this process holds; the rest is as there
+    default = c10d._get_default_group()
+    known: Any = c10d._world.pg_map[default]  # names and backends have types of their own, which older releases lack
+    backend, store = known
+    named: Any = name
+    group, _ = c10d._new_process_group_helper(
+        len(members), members.index(dist.get_rank()), members, backend, store, named,
+        timeout=c10d._get_default_timeout(backend),
+    )  # fmt: skip
+    c10d._world.pg_group_ranks[group] = {rank: index for index, rank in enumerate(members)}
+
+
 def rebuild_groups(order: Rebuild) -> int:
-    """Replace the connections of all living groups of this rank, in the order they were made.
+    """Replace the connections of all living groups of this rank, in the same order everywhere.
 
     Args:
         order: The new generation, and which groups stay without connections.

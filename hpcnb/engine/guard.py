@@ -12,10 +12,11 @@ again, every operation is refused at once, so that clean-up code of a cell canno
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from hpcnb.core.board import (
@@ -23,6 +24,7 @@ from hpcnb.core.board import (
     Board,
     ChannelReader,
     ChannelWriter,
+    Issued,
     channel_key,
     generation_of,
     message_key,
@@ -33,6 +35,7 @@ from hpcnb.core.errors import CollectiveAborted, CollectiveError, CollectiveMism
 from hpcnb.core.messages import GroupMade, Message
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.spans import RingReader, RingWriter
+from hpcnb.engine.ledger import BLOCK, Ledger
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +52,12 @@ _LOST = re.compile(r"gloo/transport|[Cc]onnection (closed|reset|refused)|Broken 
 
 #: So many different shapes are told in words; more would fill the table that all names share.
 _MOST_SHAPES = 300
+
+#: Words of an operation whose number of elements is in its signature only, and what makes it part of that number: an
+#: odd factor, which can be taken back. 2^32 elements and more are not told.
+_SOME = "[...]"
+_SPREAD, _WORD = 0x9E3779B1, 1 << 32
+_NUMBER = number_of(-1)
 
 #: What an operation is, as numbers: for comparison, and its words in the string table.
 Signature = tuple[int, int]
@@ -88,7 +97,7 @@ class Guard:
         self.rank = rank
         self.generation = 0
         self.broken: str = ""  #: why groups cannot be used; "" if they can
-        self.store: object = None  #: of the groups; lives as long as they do
+        self.store: Any = None  #: of the groups; lives as long as they do
         self.mismatch = False  #: ... because ranks called different operations
         self._board = board
         self._ring = ring
@@ -98,6 +107,8 @@ class Guard:
         self._groups: dict[str, int] = {}  # channels of their collectives
         self._signatures: dict[object, Signature] = {}
         self._shapes: set[tuple[str, ...]] = set()
+        self._ledger = Ledger(rank, ChannelReader(board.channels(rank)))
+        self._breaking = threading.Lock()
 
     # --- channels -------------------------------------------------------------------------------------------
 
@@ -136,6 +147,12 @@ class Guard:
         at = reader.find(message_key(self._groups.get(group, group), sender, self.rank, tag))
         return self._number(reader.newest(at)) if at >= 0 else 0
 
+    def missing(self, channel: Channel, stamped: int) -> RankSet:
+        """Who has not issued this operation; of the ranks on this node."""
+        for peer in channel.peers:
+            peer.at = peer.reader.find(channel.key) if peer.at < 0 else peer.at
+        return RankSet(peer.rank for peer in channel.peers if _passed(peer) < stamped)
+
     def num_issued(self, channel: Channel) -> int:
         """How many operations this rank has issued in this generation."""
         return self._number(channel.newest)
@@ -166,15 +183,23 @@ class Guard:
         key = (name, details, *[(tensor.dtype, tensor.shape) for tensor in tensors])
         if (known := self._signatures.get(key)) is not None:
             return known
-        sizes = [f"{str(tensor.dtype).removeprefix('torch.')}[{tensor.numel()}]" for tensor in tensors]
-        shapes = [f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for tensor in tensors]
+        dtypes = [str(tensor.dtype).removeprefix("torch.") for tensor in tensors]
+        shapes = [f"{dtype}{list(tensor.shape)}" for dtype, tensor in zip(dtypes, tensors, strict=True)]
         shown = shapes[:3] + ([f"... {len(shapes)} tensors"] if len(shapes) > 3 else [])
-        if len(self._shapes) >= _MOST_SHAPES and (name, *shapes) not in self._shapes:
-            shown = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})  # strings have little room
+        if len(tensors) == 1:
+            sizes = [f"{dtypes[0]}{_SOME}"]
+            num_elements = tensors[0].numel()
+        else:
+            sizes = [f"{dtype}[{tensor.numel()}]" for dtype, tensor in zip(dtypes, tensors, strict=True)]
+            num_elements = 0
+        bare = f"{name}({', '.join([*sizes, *map(str, details)])})"
+        if len(self._shapes) >= _MOST_SHAPES and (name, *shapes) not in self._shapes:  # strings have little room
+            some = [f"{dtypes[0]}{_some(num_elements)}"] if len(tensors) == 1 else sorted(set(dtypes))
+            shown = some if len(tensors) == 1 else [*some, f"{len(shapes)} tensors"]
         elif len(self._shapes) < _MOST_SHAPES:
             self._shapes.add((name, *shapes))
-        words = f"{name}({', '.join([*shown, *map(str, details)])})"
-        known = crc32("|".join([name, *sizes, *map(str, details)]).encode()), self._ring.intern(words)
+        words = f"{name}({', '.join([*shown, *map(str, details)])})" if tensors else bare
+        known = _checked(bare, num_elements), self._ring.intern(words)
         if len(self._signatures) > 4096:  # shapes that never repeat: forget them all
             self._signatures.clear()
         self._signatures[key] = known
@@ -185,7 +210,7 @@ class Guard:
         key = ("part", dtype, num_elements)
         if (known := self._signatures.get(key)) is None:
             words = f"part of an all_to_all: {str(dtype).removeprefix('torch.')}"
-            known = crc32(f"{words} {num_elements}".encode()), self._ring.intern(words)
+            known = _checked(f"{words}{_SOME}", num_elements), self._ring.intern(f"{words}{_some(num_elements)}")
             if len(self._signatures) <= 4096:
                 self._signatures[key] = known
         return known
@@ -205,8 +230,11 @@ class Guard:
         if channel.at < 0:
             channel.newest = stamped
             return stamped
-        if number_of(stamped) > _AHEAD and channel.sender < 0:
-            self._await_peers(channel, stamped)  # before anything is said, so that it can be given up
+        if stamped & _NUMBER > _AHEAD:  # before anything is said, so that it can be given up
+            if channel.sender < 0:
+                self._await_peers(channel, stamped)
+            if not stamped % BLOCK and channel.peers and self.store is not None:
+                self._ledger.keep(self.store, channel.key, channel.at, stamped, map(_passed, channel.peers))
         channel.newest = stamped
         checked = signature[0]
         self._own.publish(channel.at, stamped, (checked, line, source, signature[1]))
@@ -217,8 +245,8 @@ class Guard:
                     continue
             if peer.reader.newest(peer.at) >= stamped:
                 theirs = peer.reader.signature(peer.at, stamped)
-                if theirs is not None and theirs != checked:
-                    self._differ(channel, peer, stamped, signature[1], line)
+                if theirs != checked:
+                    self._look_again(channel, peer, stamped, signature, line)
         return stamped
 
     def withdraw(self, channel: Channel, stamped: int) -> None:
@@ -239,16 +267,39 @@ class Guard:
                 peer.at = peer.reader.find(channel.key) if peer.at < 0 else peer.at
                 if peer.at >= 0 and peer.reader.newest(peer.at) + _AHEAD >= stamped:
                     break
+                if peer.at < 0 and peer.reader.full:
+                    break  # it has no room to say what it issues
                 if time.monotonic() > deadline_s:
                     return
                 self.check()
                 time.sleep(_AHEAD_PAUSE_S)
 
-    def _differ(self, channel: Channel, peer: _Peer, stamped: int, description: int, line: int) -> None:
+    def _look_again(self, channel: Channel, peer: _Peer, stamped: int, signature: Signature, line: int) -> None:
+        """What a peer has issued seems to be something else, or too old to be on the board.
+
+        The first look may have met the moment at which it was overwritten: the stamp of one operation, and the rest of
+        the next. A stamp that is still there says that what was read between belongs to it.
+        """
+        checked = peer.reader.signature(peer.at, stamped)
         theirs = peer.reader.issued(peer.at, stamped)
+        if peer.reader.signature(peer.at, stamped) is None:
+            checked, theirs = None, None
+            if self.store is not None:
+                theirs = self._ledger.find(self.store, channel.key, peer.rank, stamped)
+                checked = theirs.signature if theirs is not None else None
+        if checked is not None and checked != signature[0]:
+            self._differ(channel, peer, stamped, theirs, signature, line)
+
+    def _differ(
+        self, channel: Channel, peer: _Peer, stamped: int, theirs: Issued | None, signature: Signature, line: int
+    ) -> None:
         strings = RingReader(self._board.ring(peer.rank)).strings()
-        other = _words(strings[theirs.description], theirs.line) if theirs is not None else "something older"
-        mine = _words(self._ring.text(description), line)
+        if theirs is not None and theirs.description < len(strings):
+            other = _words(strings[theirs.description], theirs.line, theirs.signature)
+        else:
+            other = "something older"
+        description = signature[1]
+        mine = _words(self._ring.text(description), line, signature[0])
         number = number_of(stamped)
         if channel.sender < 0:
             pair = sorted([(self.rank, mine), (peer.rank, other)])
@@ -265,15 +316,18 @@ class Guard:
 
     def break_groups(self, reason: str, *, mismatch: bool = False) -> None:
         """No operation from now on, until groups are built again; the first reason stays. From any thread."""
-        if not self.broken:
-            self.mismatch = mismatch
-            self.broken = reason
+        with self._breaking:  # a mismatch that is found here while the agent releases the rank: one of the two
+            if not self.broken:
+                self.mismatch = mismatch
+                self.broken = reason
 
     def mend(self, generation: int) -> None:
         """Groups are about to be built again under a new generation."""
         self.broken = ""
         self.mismatch = False
         self.generation = generation
+        if self.store is not None:
+            self._ledger.forget(self.store)
         for channel in self._channels.values():
             for peer in channel.peers:
                 peer.at = -1  # a new process may have taken the rank's place
@@ -318,5 +372,23 @@ class Guard:
         return self.error(operation or "communication", waited_s)
 
 
-def _words(description: str, line: int) -> str:
+def _passed(peer: _Peer) -> int:
+    return peer.reader.newest(peer.at) if peer.at >= 0 else 0
+
+
+def _some(num_elements: int) -> str:
+    return _SOME if num_elements < _WORD else "[2^32 or more]"
+
+
+def _checked(words: str, num_elements: int) -> int:
+    """What ranks compare; from it and the words the number of elements can be told."""
+    if num_elements >= _WORD:
+        return crc32(f"{words} {num_elements}".encode())
+    return crc32(words.encode()) ^ num_elements * _SPREAD % _WORD
+
+
+def _words(description: str, line: int, checked: int) -> str:
+    if _SOME in description:
+        num_elements = (checked ^ crc32(description.encode())) * pow(_SPREAD, -1, _WORD) % _WORD
+        description = description.replace(_SOME, f"[{num_elements}]")
     return f"{description} (line {line})" if line else description

@@ -5,7 +5,8 @@ DDP, FSDP2, DTensor, functional collectives and ``torch.distributed`` calls all 
 through torch's trampolines from C++. It gives a group an identity that outlives its connections: the inner
 group can be replaced under a new generation while meshes and wrappers keep the object they hold.
 
-It asks the guard, forwards and records; it changes no number. The recorder decides what a record holds.
+It asks the guard, forwards and records; it changes no number. The recorder decides what a record holds. Which method is
+which collective is in collectives.py.
 """
 
 from __future__ import annotations
@@ -23,42 +24,18 @@ from hpcnb.core.board import ANYBODY, stamp
 from hpcnb.core.errors import CollectiveAborted
 from hpcnb.core.messages import Rebuild
 from hpcnb.core.ranks import RankSet
-from hpcnb.core.spans import Flag, Kind
-from hpcnb.engine import devices, sockets
+from hpcnb.core.spans import Kind
+from hpcnb.engine import collectives, devices, sockets
 from hpcnb.engine.work import AnySourceWork, RecordedWork
 
 if TYPE_CHECKING:
     from hpcnb.engine.guard import Channel, Guard
-    from hpcnb.engine.recorder import Backward, Operation, Recorder
+    from hpcnb.engine.recorder import Operation, Recorder
 
 __all__ = ["BACKEND", "HpcnbProcessGroup", "num_bytes_of"]
 
 BACKEND = "hpcnb"
 
-#: method of ProcessGroup: (name a person reads, position of the tensors that this rank contributes)
-_COLLECTIVES: dict[str, tuple[str, int]] = {
-    "allreduce": ("all_reduce", 0),
-    "allreduce_coalesced": ("all_reduce", 0),
-    "broadcast": ("broadcast", 0),
-    "reduce": ("reduce", 0),
-    "allgather": ("all_gather", 1),
-    "_allgather_base": ("all_gather", 1),
-    "all_gather_single": ("all_gather", 1),
-    "all_gather_single_coalesced": ("all_gather", 1),
-    "allgather_into_tensor_coalesced": ("all_gather", 1),
-    "allgather_coalesced": ("all_gather", 1),
-    "reduce_scatter": ("reduce_scatter", 1),
-    "_reduce_scatter_base": ("reduce_scatter", 1),
-    "reduce_scatter_single": ("reduce_scatter", 1),
-    "reduce_scatter_single_coalesced": ("reduce_scatter", 1),
-    "reduce_scatter_tensor_coalesced": ("reduce_scatter", 1),
-    "alltoall": ("all_to_all", 1),
-    "alltoall_base": ("all_to_all", 1),
-    "all_to_all_single": ("all_to_all", 1),
-    "gather": ("gather", 1),
-    "scatter": ("scatter", 0),
-    "barrier": ("barrier", -1),
-}
 #: Instead of a tag: what ranks send each other within an all_to_all.
 _ALL_TO_ALL = -1
 
@@ -84,7 +61,6 @@ class HpcnbProcessGroup(dist.ProcessGroup):
 
     recorder: Recorder  #: set once per rank, before the first group is made
     guard: Guard
-    _num_made = 0
 
     def __init__(self, store: dist.Store, rank: int, size: int, timeout: datetime.timedelta) -> None:
         super().__init__(rank, size)  # type: ignore[call-arg] # the stub has one signature of two
@@ -106,8 +82,6 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         self._lost = ""  #: why this group was not built again; "" if it was
         self._has_accelerator = False
         self._inner = self._connect()
-        HpcnbProcessGroup._num_made += 1
-        self._made = HpcnbProcessGroup._num_made
 
     def _connect(self) -> Any:
         """Connect to the other ranks, under the generation that all are in."""
@@ -143,11 +117,6 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         missing = RankSet(self.members()) & order.dead
         if missing:
             self._lost = f"{missing.words()} ended; %hpc restart-rank brings {_pronoun(missing)} back"
-            return None
-        if not str(self._name).isdecimal() and RankSet(self.members()) & order.new:
-            self._lost = (
-                "a rank of this group was replaced, and only cells can make it again (use_local_synchronization)"
-            )
             return None
         if str(self._name) in order.partial:
             self._lost = "not all of its ranks have it any more; make it again on all of them"
@@ -207,8 +176,16 @@ class HpcnbProcessGroup(dist.ProcessGroup):
 
     def monitored_barrier(self, timeout: datetime.timedelta | None = None, *, wait_all_ranks: bool = False) -> None:
         operation = self._issue("monitored_barrier", [], (), -1, 0)
+        limit = timeout or self._timeout
         with self._waiting(operation):
-            self._inner.monitored_barrier(timeout, wait_all_ranks=wait_all_ranks)
+            try:
+                self._inner.monitored_barrier(limit, wait_all_ranks=wait_all_ranks)
+            except RuntimeError:
+                # gloo names them on the first rank only, and in its own words; the board knows them on all of one node
+                if operation.channel is not None and (late := self.guard.missing(operation.channel, operation.stamp)):
+                    verb = "has" if len(late) == 1 else "have"
+                    self.guard.break_groups(f"{late.words()} {verb} not called it within {limit.total_seconds():g} s")
+                raise
 
     @contextlib.contextmanager
     def _waiting(self, operation: Operation) -> Iterator[None]:
@@ -367,105 +344,14 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         return -1
 
 
-def _on_backward_end(recorder: Recorder, guard: Guard, backward: Backward) -> None:
-    """Tell the recorder when gradients are computed, and when DDP, which waits right after that, is done waiting.
-
-    The engine runs callbacks in the order they were queued, also those queued by callbacks: ours, DDP's, ours.
-    """
-    queue = torch.autograd.Variable._execution_engine.queue_callback
-
-    def computed() -> None:
-        recorder.backward_ended(backward)
-        queue(settled)
-
-    def settled() -> None:
-        recorder.backward_settled()
-        if backward.is_abandoned:  # DDP went on with gradients that nobody has reduced
-            raise guard.error(*recorder.last_wait())
-
-    queue(computed)
-
-
 def _pronoun(ranks: RankSet) -> str:
     return "it" if len(ranks) == 1 else "them"
-
-
-#: Methods whose options hold a reduce operation, or a root.
-_REDUCING = frozenset(name for name in _COLLECTIVES if "reduce" in name)
-_ROOTED = frozenset({"broadcast", "reduce", "gather", "scatter"})
-_REDUCE_OPERATIONS = {value: (name.lower(),) for name, value in dist.ReduceOp.RedOpType.__members__.items()}
-
-
-def _tensors(given: object) -> list[torch.Tensor]:
-    """Tensors of an argument, in order."""
-    if isinstance(given, torch.Tensor):
-        return [given]
-    if isinstance(given, list | tuple):
-        if len(given) == 1 and isinstance(given[0], torch.Tensor):
-            return [given[0]]
-        return [tensor for each in given for tensor in _tensors(each)]
-    return []
-
-
-def _collective(method: str, name: str, payload: int) -> Callable[..., Any]:
-    is_reducing, is_rooted, has_splits = method in _REDUCING, method in _ROOTED, name == "all_to_all"
-
-    def collective(self: HpcnbProcessGroup, *args: Any, **kwargs: Any) -> Any:
-        recorder = self.recorder
-        options = kwargs.get("opts", args[-1] if args else None)
-        flags = Flag.ASYNC if getattr(options, "asyncOp", False) else 0
-        tensors = _tensors(args[payload]) if 0 <= payload < len(args) else []
-        details: tuple[str, ...] = ()
-        root = -1
-        if is_reducing and (reduce_operation := getattr(options, "reduceOp", None)) is not None:
-            details = _REDUCE_OPERATIONS[reduce_operation.op]
-        if is_rooted:
-            root = getattr(options, "rootRank", -1)
-            details = (*details, f"root {root}")
-        if has_splits:
-            if method == "alltoall":
-                parts = [[tensor.numel() for tensor in given] for given in args[:2]]
-            else:
-                parts = [_num_sent(args[0], args[2], self._size), _num_sent(args[1], args[3], self._size)]
-            self._compare_parts(tensors[0].dtype, *parts)
-            details, compared = (str(tensors[0].dtype).removeprefix("torch."),) if tensors else (), []
-        else:
-            compared = tensors
-        operation = self._issue(name, compared, details, root, flags)
-        task = torch._C._current_graph_task_id()
-        if task != -1:
-            backward, is_new = recorder.backward(task)
-            operation.backward = backward
-            if is_new:
-                _on_backward_end(recorder, self.guard, backward)
-        inner = self._hand_over(operation, method, args, kwargs)
-        if inner is None:
-            return None
-        in_slices = not self._has_accelerator or (bool(tensors) and tensors[0].device.type == "cpu")
-        work = RecordedWork(inner, operation, recorder, self.guard, in_slices=in_slices)
-        if flags & Flag.ASYNC:
-            work.tensors = tensors
-            recorder.opened(operation)
-            if operation.backward is None or not recorder.is_last_bucket(operation.backward):
-                work.watch()
-        return work
-
-    collective.__name__ = method
-    return collective
-
-
-def _num_sent(tensor: torch.Tensor, splits: Any, size: int) -> list[int]:
-    """Elements of ``tensor`` for each rank of the group; equal parts where no splits are given."""
-    if not splits:
-        return [tensor.numel() // size] * size
-    rows = max(1, tensor.shape[0]) if tensor.dim() else 1
-    return [tensor.numel() // rows * int(split) for split in splits]
 
 
 def _point_to_point(method: str) -> Callable[..., Any]:
     def operation(self: HpcnbProcessGroup, *args: Any, **kwargs: Any) -> Any:
         tensors, peer, tag = args[0], int(args[1]), int(args[2] if len(args) > 2 else kwargs.get("tag", 0))
-        issued = self._issue_to_peer(method, _tensors(tensors), peer, tag)
+        issued = self._issue_to_peer(method, collectives.tensors_of(tensors), peer, tag)
         inner = self._hand_over(issued, method, args, kwargs)
         return None if inner is None else RecordedWork(inner, issued, self.recorder, self.guard, in_slices=False)
 
@@ -485,9 +371,8 @@ def _recv_anysource(self: HpcnbProcessGroup, tensors: list[torch.Tensor], tag: i
     )
 
 
-for _method, (_readable, _payload) in _COLLECTIVES.items():
-    if hasattr(dist.ProcessGroup, _method):  # torch renames some of them from release to release
-        setattr(HpcnbProcessGroup, _method, _collective(_method, _readable, _payload))
+for _method, _function in collectives.methods().items():
+    setattr(HpcnbProcessGroup, _method, _function)
 for _method in ("send", "recv"):
     setattr(HpcnbProcessGroup, _method, _point_to_point(_method))
 HpcnbProcessGroup.recv_anysource = _recv_anysource  # type: ignore[method-assign,assignment]

@@ -266,6 +266,34 @@ def test_groups_that_a_cell_made_are_whole_when_a_member_is_replaced(cluster4):
     assert run(cluster4, made).values == {0: "0", 1: "9.0", 2: "9.0", 3: "9.0"}
 
 
+def test_groups_with_hashed_names_are_whole_when_a_member_is_replaced(cluster3):
+    run(
+        cluster3,
+        f"{SETUP}everybody = dist.new_group([0, 1, 2], use_local_synchronization=True)\n"
+        "pair = dist.new_group([0, 2], use_local_synchronization=True) if rank != 1 else None\n"
+        "counted = dist.new_group([1, 2])",
+    )
+    named = "tuple(str(group.group_name) for group in (everybody, pair, counted))"
+    names = eval(cluster3.run(named, on="2").values[2])
+    assert [name.isdecimal() for name in names] == [False, False, True]
+    with whole_afterwards(cluster3):
+        result = cluster3.run(
+            "if rank == 2: os._exit(1)\ndist.all_reduce(torch.ones(1), group=everybody)", timeout_s=20
+        )
+        assert result.exits == {2: 1}
+        cluster3.restart_rank()
+    by_name = (
+        "import torch, torch.distributed as dist\nfrom torch.distributed.distributed_c10d import _resolve_process_group\n"
+        f"everybody, pair, counted = (_resolve_process_group(name) for name in {names!r})"
+    )
+    assert cluster3.run(by_name, on="2").ok
+    sums = (
+        "def total(group):\n    x = torch.tensor([rank + 1.0]); dist.all_reduce(x, group=group); return x.item()\n"
+        "(total(everybody), total(pair) if rank != 1 else None, total(counted) if rank else None)"
+    )
+    assert run(cluster3, sums).values == {0: "(6.0, 4.0, None)", 1: "(6.0, None, 5.0)", 2: "(6.0, 4.0, 5.0)"}
+
+
 def test_ranks_that_ended_are_replaced_by_themselves_where_that_was_asked_for():
     with Cluster(2, threads_per_rank=1, idle_timeout_s=0, auto_restart=True) as cluster:
         run(cluster, SETUP)
@@ -434,6 +462,53 @@ got == [float(k) for k in range(80)]
     check(cluster3)
 
 
+AHEAD = """
+sizes = [1 + k % 50 for k in range(20_000)]
+if rank == 0: works = [dist.isend(torch.full((size,), float(k)), 1) for k, size in enumerate(sizes)]
+dist.barrier()
+"""
+
+
+def test_twenty_thousand_messages_ahead_of_a_receiver(cluster3):
+    run(cluster3, SETUP)
+    receive = """
+if rank == 1:
+    time.sleep(0.2)
+    for k, size in enumerate(sizes):
+        x = torch.empty(size); dist.recv(x, 0)
+        assert x[0] == x[-1] == k, k
+if rank == 0: [work.wait() for work in works]
+dist.barrier()
+"""
+    run(cluster3, AHEAD + receive, timeout_s=120)
+    check(cluster3)
+
+
+@pytest.mark.parametrize("odd", [3, 31, 32, 10_000, 19_990])
+def test_a_message_that_does_not_fit_is_told_far_behind_its_sender(cluster3, odd):
+    receive = f"if rank == 1:\n    for k, size in enumerate(sizes): dist.recv(torch.empty(size + (k == {odd})), 0)"
+    size = 1 + odd % 50
+    fails(
+        cluster3, AHEAD + receive,
+        rf"message \d+ from rank 0 is message\(float32\[{size}\]\) \(line 3\), "
+        rf"and rank 1 expects message\(float32\[{size + 1}\]\) \(line 6\)", timeout_s=120,
+    )  # fmt: skip
+    assert cluster3.run("k", on="1").values == {1: str(odd)}  # neither an earlier nor a later one
+
+
+def test_a_sender_far_behind_its_receiver_is_told_too(cluster3):
+    receive = """
+if rank == 1: works = [dist.irecv(torch.empty(1 + k % 50), 0) for k in range(2000)]
+dist.barrier()
+if rank == 0:
+    for k in range(2000): dist.send(torch.ones(1 + k % 50 + (k == 1000)), 1)
+"""
+    fails(
+        cluster3, receive, r"message \d+ from rank 0 is message\(float32\[2\]\) \(line 5\), "
+        r"and rank 1 expects message\(float32\[1\]\) \(line 2\)", timeout_s=120,
+    )  # fmt: skip
+
+
 def test_messages_from_any_source(cluster3):
     run(cluster3, SETUP)
     source = """
@@ -501,18 +576,7 @@ OTHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.xfail(reason="torch refuses monitored_barrier on groups that do not call themselves gloo")
-            if name == "monitored_barrier"
-            else (),
-        )
-        for name in OTHERS
-    ],
-)
+@pytest.mark.parametrize("name", OTHERS)
 def test_other_operations_are_right_and_are_released(cluster3, name):
     setup, call, waits_in = OTHERS[name]
     run(cluster3, SETUP + setup)
@@ -527,6 +591,24 @@ def test_other_operations_are_right_and_are_released(cluster3, name):
         check(cluster3)
 
 
+@pytest.mark.parametrize("wait_all", [False, True])
+def test_a_monitored_barrier_names_who_did_not_come(cluster4, wait_all):
+    late = "rank in (1, 3)"
+    source = (
+        f"import datetime\nif {late}: time.sleep(1.5)\n"
+        f"else: dist.monitored_barrier(timeout=datetime.timedelta(seconds=0.5), wait_all_ranks={wait_all})"
+    )
+    result = fails(cluster4, source, r"monitored_barrier #1 .*ranks 1,3 have not called it within 0.5 s")
+    assert "CollectiveAborted" in {error.ename for error in result.errors.values()}
+
+
+def test_a_monitored_barrier_of_another_backend_is_torchs_own(cluster3):
+    source = "plain = dist.new_group(backend='gloo')\ndist.monitored_barrier(plain)\ndist.destroy_process_group(plain)"
+    run(cluster3, f"{SETUP}{source}")
+    result = fails(cluster3, "dist.monitored_barrier() if rank else dist.barrier()", "rank 0 called barrier")
+    assert "monitored_barrier" in result.failure_text()
+
+
 BAD_PARTS = f"{UNEVEN}if rank == 2: num_in[0] += 1; parts = torch.ones(sum(num_in))\ndist.all_to_all_single(x, parts, num_out, num_in)"
 
 
@@ -536,7 +618,6 @@ def test_parts_of_an_uneven_exchange_that_do_not_fit_are_named(cluster3):
     assert {error.ename for error in result.errors.values()} == {"CollectiveMismatch"}
 
 
-@pytest.mark.xfail(reason="the words are the same on both sides: float32, without the number of elements")
 def test_how_many_elements_do_not_fit_is_told(cluster3):
     fails(
         cluster3, BAD_PARTS, r"is part of an all_to_all: float32\[4\] .* expects part of an all_to_all: float32\[3\] "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import threading
 
 import pytest
 from hypothesis import given
@@ -151,6 +152,42 @@ def test_two_threads_that_name_the_same_string_get_one_number():
     assert writer.intern("all_reduce") == 1
     assert writer.intern("broadcast") == 2
     assert RingReader(memory).strings() == ["", "all_reduce", "broadcast"]
+
+
+@pytest.mark.parametrize("where", ["_texts", "_strings"])
+def test_an_interrupt_while_a_string_is_numbered_shifts_no_other(where):
+    memory, writer = ring(4)
+    reader = RingReader(memory)
+
+    class Torn(dict):
+        def __setitem__(self, key, value):
+            raise KeyboardInterrupt
+
+    whole = getattr(writer, where)
+    setattr(writer, where, Torn(whole))
+    with pytest.raises(KeyboardInterrupt):
+        writer.intern("a string that is torn")
+    setattr(writer, where, whole)
+    reader.strings()
+    told = {text: writer.intern(text) for text in ("barrier", "a string that is torn", "all_reduce")}
+    for strings in (reader.strings(), RingReader(memory).strings()):
+        assert all(strings[number] == text == writer.text(number) for text, number in told.items())
+
+
+def test_strings_are_looked_up_while_another_thread_names_more():
+    _, writer = ring(4)
+    wanted, over = writer.intern("all_reduce"), threading.Event()
+
+    def name_more():
+        for number in range(5000):
+            writer.intern(f"n{number}")
+        over.set()
+
+    thread = threading.Thread(target=name_more)
+    thread.start()
+    while not over.is_set():
+        assert writer.text(wanted) == "all_reduce"
+    thread.join()
 
 
 def test_what_the_main_thread_does():
