@@ -163,6 +163,8 @@ class Soak:
         pressed_s: list[float] = []
 
         def press() -> None:
+            # earlier there would be no cell, and nothing to interrupt
+            measure.poll(lambda: self.cluster._submitter._command is not None, TIMEOUT_S)  # noqa: SLF001
             pressed_s.append(time.perf_counter())
             self.cluster.interrupt()
 

@@ -137,9 +137,10 @@ _STATE_AT = 64
 #: finds it on the board: channel (-1 if it has none), stamp, and the peer it concerns (-1 for all of the group)
 _STATE = struct.Struct("<BxHHHIIIQqiQi")
 _STRINGS_AT = 512
-_STRINGS_BYTES = 65536 - _STRINGS_AT
+#: Each cell adds its label: room for a session of 15,000 cells
+HEADER_BYTES = 1 << 18
+_STRINGS_BYTES = HEADER_BYTES - _STRINGS_AT
 _STRINGS = struct.Struct("<II")
-HEADER_BYTES = 65536
 
 
 def ring_bytes(num_slots: int) -> int:

@@ -233,8 +233,8 @@ def test_an_interrupt_for_a_cell_that_is_over_does_not_stop_the_next_one(cluster
     def press():
         for _ in range(20):
             time.sleep(0.01)
-            cluster2.tell(m.Interrupt(before, everybody))
-        cluster2.tell(m.Interrupt(0, RankSet([1])))
+            cluster2._submitter.tell(m.Interrupt(before, everybody))
+        cluster2._submitter.tell(m.Interrupt(0, RankSet([1])))
 
     thread = threading.Thread(target=press)
     thread.start()
@@ -256,7 +256,7 @@ def test_a_stopped_rank_keeps_nobody_waiting(cluster2):
         time.sleep(0.3)
         os.kill(pid, signal.SIGSTOP)
         for _ in range(2000):
-            cluster2.tell(m.Interrupt(0, RankSet([1])))
+            cluster2._submitter.tell(m.Interrupt(0, RankSet([1])))
         began_s = time.monotonic()
         try:
             cluster2.describe()

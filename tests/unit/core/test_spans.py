@@ -118,8 +118,8 @@ def test_strings_are_numbered_once(texts):
 def test_a_full_string_table_gives_the_empty_string():
     memory, writer = ring(4)
     reader = RingReader(memory)
-    kept = [text for number in range(400) if writer.intern(text := f"{number:0300}")]
-    assert 200 < len(kept) < 400
+    kept = [text for number in range(1600) if writer.intern(text := f"{number:0300}")]
+    assert 800 < len(kept) < 1600
     assert writer.intern("another " * 40) == 0
     assert writer.intern(kept[5]) == 6
     assert reader.strings() == ["", *kept]
