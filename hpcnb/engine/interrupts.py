@@ -81,6 +81,8 @@ class Interrupts:
         Raises:
             KeyboardInterrupt: The interrupt was faster than the cell; a task is cancelled instead.
         """
+        # an earlier cell may have been stopped before it let signals in again
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         self._task = task
         self.cancelled = False
         self._pending = False
