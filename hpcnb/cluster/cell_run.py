@@ -142,6 +142,8 @@ class CellRun:
                 return self.tell(watch.BoundaryFound(message.found, self._clock()))
             case m.Seen():
                 return self._locate(message)
+            case m.Explained():
+                self._explain(message.words)
             case m.Notice():
                 self.result.notices[message.words] = message.ranks
             case m.Replies():
@@ -165,10 +167,14 @@ class CellRun:
         self.watch, actions = watch.advance(self.watch, event)
         self.result.interrupted = self.watch.interrupted and not self.watch.timed_out
         for action in actions:
-            if isinstance(action, watch.Say) and action.words not in self.result.explanations:
-                self.result.explanations.append(action.words)
-                self.changed = True
+            if isinstance(action, watch.Say):
+                self._explain(action.words)
         return actions
+
+    def _explain(self, words: str) -> None:
+        if words not in self.result.explanations:
+            self.result.explanations.append(words)
+            self.changed = True
 
     def _locate(self, message: m.Seen) -> list[watch.Action]:
         """Where a rank's Python code is: the innermost line of a cell, else of anything."""

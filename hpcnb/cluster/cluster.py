@@ -176,6 +176,7 @@ class Cluster:
         return cls(
             spec.world_size, mesh=spec.mesh, name=spec.cluster_name, idle_timeout_s=spec.idle_timeout_s,
             threads_per_rank=spec.threads_per_rank, environment=spec.environment, record=spec.record,
+            grace_s=None if spec.grace_s == float("inf") else spec.grace_s,
         )  # fmt: skip
 
     def connect(self, open_node: Callable[[Callable[[m.Message], None]], Node]) -> None:
@@ -224,6 +225,7 @@ class Cluster:
         spec = local.new_spec(
             folder, self.mesh, cluster_name=self.name, threads_per_rank=self._threads_per_rank,
             idle_timeout_s=self._idle_timeout_s, environment=self._environment, record=self._record,
+            grace_s=self._submitter.grace_s,
         )  # fmt: skip
         spec.save(folder.spec)
         return Node.launch(spec, folder, python=self._python, on_message=self._on_message)
@@ -418,6 +420,20 @@ class Cluster:
     def interrupt(self) -> None:
         """Interrupt the running cell on all its ranks; from any thread. Names on the ranks are kept."""
         self._submitter.interrupt()
+
+    def interrupt_left(self) -> CellResult | None:
+        """Interrupt the cell that still runs and wait for it, as Ctrl-C does for a cell that is waited for.
+
+        The second time it is for the same cell as the second press of Ctrl-C: stacks are shown, and ranks that do not
+        answer even then are ended.
+
+        Returns:
+            How the cell ended, or which ranks still run it; None if no cell runs.
+
+        Raises:
+            ClusterStateError: The cluster is not running, or a cell of this notebook is waited for.
+        """
+        return self._do(self._submitter.interrupt_left)
 
     def recover(self) -> int:
         """Build the process groups of all ranks again, under a new generation; returns its number.

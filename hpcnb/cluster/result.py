@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hpcnb.core.errors import CellFailed, CellInterrupted, CellTimeout, TransferError
+from hpcnb.core.exits import exit_words
 from hpcnb.core.grouping import Item
 from hpcnb.core.ranks import RankSet
 
@@ -75,18 +76,7 @@ class RankExit:
     was_out_of_memory: bool = False
 
     def __str__(self) -> str:
-        if self.was_out_of_memory:
-            return f"was killed: out of memory ({self.memory_mb:,.0f} MB resident when last seen)"
-        if self.status is None:
-            return "ended before it answered"
-        if self.status >= 0:
-            return f"ended its process with status {self.status}"
-        import signal
-
-        try:
-            return f"was ended by {signal.Signals(-self.status).name}"
-        except ValueError:
-            return f"was ended by signal {-self.status}"
+        return exit_words(self.status, memory_mb=self.memory_mb, was_out_of_memory=self.was_out_of_memory)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Submitter:
         self.history = History(_KEPT_CELLS, _KEPT_BYTES)
         self.last_result: CellResult | None = None
         self._node = node
-        self._grace_s = grace_s
+        self.grace_s = grace_s
         self._auto_restart = auto_restart
         self._numbers = itertools.count(1)  # of everything that ranks answer
         self._labels = itertools.count(1)  # of cells that have no name of their own
@@ -57,6 +57,7 @@ class Submitter:
         self._generation = 0
         self._is_broken = False  # groups must be built again before the next cell, whatever ranks say of them
         self._rejoining: Inbox | None = None
+        self._pressed = 0  # the cell that went on after Ctrl-C
 
     def reset(self) -> None:
         """The cluster starts anew."""
@@ -158,8 +159,14 @@ class Submitter:
             view.finish(run, run.result)
         return run.result
 
-    async def follow(self, cell: int, view: CellView | None = None) -> CellResult:
-        """Show a cell that another notebook has submitted; that one mends what it broke, if it is still there."""
+    async def follow(self, cell: int, view: CellView | None = None, *, presses: int = 0) -> CellResult:
+        """Show a cell that another notebook has submitted; that one mends what it broke, if it is still there.
+
+        Args:
+            cell: Number of the cell.
+            view: Shows it.
+            presses: Ctrl-C is pressed so often at once.
+        """
         node = self._node()
         is_over = cell in [each["cell"] for each in self.describe()["unseen"]]
         num_rebuilt = self.roster.num_rebuilt
@@ -168,10 +175,13 @@ class Submitter:
             node.link.send(m.Follow(cell))
             began = await waiting.await_began(node, inbox, cell)
             run = CellRun(
-                cell, began.label, began.ranks, self.world_size, grace_s=self._grace_s, began_ns=began.began_ns
+                cell, began.label, began.ranks, self.world_size, grace_s=self.grace_s, began_ns=began.began_ns
             )
+            for _ in range(presses):
+                inbox.put(watch.InterruptAsked(time.monotonic()))
             await waiting.CellWait(run, node, inbox, timeout_s=None, view=view).wait()
         self._settle(run, node)
+        self._pressed = cell if run.watch.interrupted and run.result.busy else 0
         result = run.result
         if is_over:
             if self.is_broken or result.is_uneven:  # else another notebook has built groups again since
@@ -183,6 +193,12 @@ class Submitter:
                 words = await self._recover_from(result)
             self._tell(result, words)
         return self._conclude(run, view)
+
+    async def interrupt_left(self) -> CellResult | None:
+        """Interrupt the cell that runs and that nobody waits for here; None if there is none."""
+        for each in self.describe()["running"]:
+            return await self.follow(each["cell"], presses=1 + (each["cell"] == self._pressed))
+        return None
 
     async def recover(self) -> int:
         """Build the groups of all ranks that live again; returns the new generation."""
@@ -339,7 +355,7 @@ class Submitter:
         self.inbox = inbox = Inbox()  # before looking: who ends from now on is heard of
         self.roster.check(ranks)
         cell = next(self._numbers)
-        run = CellRun(cell, label, ranks, self.world_size, grace_s=self._grace_s)
+        run = CellRun(cell, label, ranks, self.world_size, grace_s=self.grace_s)
         message = make(cell, ranks)
         with self._present.waits(inbox):
             run.submitted_ns = time.perf_counter_ns()
@@ -348,6 +364,7 @@ class Submitter:
             wait.needs = needs or RankSet()
             await wait.wait()
         self._settle(run, node)
+        self._pressed = cell if run.watch.interrupted and run.result.busy else 0
         if run.watch.timed_out:
             run.result.timeout_s = timeout_s
         return run

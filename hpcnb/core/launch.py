@@ -17,6 +17,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpcnb.core.watch import GRACE_S
+
 __all__ = ["IDLE_TIMEOUT_S", "STACK_SIGNAL", "AgentSpec", "RunFolder", "agent_environment", "runtime_root"]
 
 
@@ -47,6 +49,7 @@ class AgentSpec:
         client_public: The only CURVE public key that may connect.
         client_secret: Its secret, for the notebook.
         environment: Extra environment of ranks.
+        grace_s: Ranks that wait in vain are released after so long, also when no notebook is connected.
         record: Whether the recorder is on from the start.
         is_local: All ranks are on this machine: nothing listens beyond loopback.
         controller_profile: Profile folder of a running ipyparallel controller to register with; "" starts one.
@@ -71,6 +74,7 @@ class AgentSpec:
     client_public: str
     client_secret: str
     environment: dict[str, str]
+    grace_s: float = GRACE_S
     record: bool = True
     is_local: bool = True
     controller_profile: str = ""

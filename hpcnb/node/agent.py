@@ -37,6 +37,7 @@ from hpcnb.node.refusals import Refusals
 from hpcnb.node.relay import CellMessage, CellRelay
 from hpcnb.node.server import LinkServer
 from hpcnb.node.stop import Stop
+from hpcnb.node.unattended import Unattended
 
 __all__ = ["Agent"]
 
@@ -102,6 +103,7 @@ class Agent:
         self._stop = Stop(self._board)
         self._looks = Looks(self._server.send_all, clock)
         self._orders = Orders(self._ranks, self._stop, self._looks)
+        self._unattended = Unattended(spec.grace_s, self._is_attended, self._orders.obey, self._say, clock)
         self._observe_due_s = self._note_due_s = 0.0
         self._alarmed_until_s = 0.0
         self._restarts: dict[int, m.RestartRanks] = {}  # ranks to be forked again when they have ended
@@ -185,6 +187,7 @@ class Agent:
             self._stop.look()
         running = self._relay.running
         self._stop.keep(running)
+        self._unattended.keep(running)
         if not running or now_s < self._observe_due_s:
             return
         self._observe_due_s = now_s + _OBSERVE_S
@@ -195,9 +198,11 @@ class Agent:
                     self._memory.note(process.pid)
         long_s = 0.0 if now_s < self._alarmed_until_s else _LONG_WAIT_S
         if self._observer.longest_wait_s() > long_s or self._observer.any_stopped():
-            facts = {rank: each.pack() for rank, each in self._observer.facts().items()}
+            facts = self._observer.facts()
+            packed = {rank: each.pack() for rank, each in facts.items()}
             for cell in running:
-                self._server.send_all(m.RankStates(cell, facts))
+                self._server.send_all(m.RankStates(cell, packed))
+                self._unattended.looked(cell, facts)
 
     def watch(self, descriptor: int, call: Callable[[], None], events: int = selectors.EVENT_READ) -> None:
         """See Watching."""
@@ -258,6 +263,9 @@ class Agent:
     def _fail(self, reason: str) -> None:
         lines = self._folder.agent_log.read_text(errors="replace").splitlines()[-15:]
         self._tell(m.StartFailed(reason, lines))
+
+    def _is_attended(self, cell: int) -> bool:
+        return self._journal.is_attended(cell, self._server.notebooks)
 
     def _tell(self, message: m.Message) -> None:
         """Say something that a notebook which connects later must hear too."""
@@ -396,9 +404,11 @@ class Agent:
             self._observer.group_made(message.key, message.members)
         elif isinstance(message, m.Seen):
             self._looks.seen(message)
+            self._unattended.heard(message)
         else:
             if isinstance(message, m.CellReply) and not message.ok:
                 self._alarmed_until_s = self._clock() + _ALARM_S  # others may wait for it already
+            self._unattended.heard(message)
             self._relay.hear(process, message)
 
     def _hear_stacks(self, process: RankProcess, stacks: int) -> None:
@@ -434,11 +444,11 @@ class Agent:
         process.close()
         is_expected = self._ending is not None or process.rank in self._restarts
         memory_mb, was_out_of_memory = self._memory.ended(process.pid, status)
-        self._tell(
-            m.RankExited(
-                process.rank, pid, status, last_lines, is_expected, was_in, last_operation, memory_mb, was_out_of_memory
-            )
+        ended = m.RankExited(
+            process.rank, pid, status, last_lines, is_expected, was_in, last_operation, memory_mb, was_out_of_memory
         )
+        self._tell(ended)
+        self._unattended.exited(ended)
         self._relay.forget(cell, process.rank)
         if (restart := self._restarts.pop(process.rank, None)) is not None:
             self._replace(process.rank, restart)
@@ -505,6 +515,7 @@ class Agent:
         )  # fmt: skip
         if isinstance(message, m.RunCell | m.CallFunction):
             self._journal.begin(began, client)
+            self._unattended.begin(message.cell, message.ranks)
         if isinstance(message, m.RunCell) and message.is_init:
             # one that is run again counts once
             self._init_cells[:] = [each for each in self._init_cells if each.source != message.source] + [message]

@@ -106,6 +106,11 @@ class Journal:
         """Cells that have ended while nobody followed them, in order."""
         return [pages.began for pages in self._cells.values() if pages.done]
 
+    def is_attended(self, cell: int, connected: Collection[bytes]) -> bool:
+        """Whether a notebook that is connected listens to a cell; also true of what is not kept."""
+        pages = self._cells.get(cell)
+        return pages is None or not pages.followers.isdisjoint(connected)
+
     def begin(self, began: m.CellBegan, follower: bytes) -> None:
         """A cell begins; ``follower`` is the notebook that sent it."""
         self._cells[began.cell] = _Pages(began, {follower})

@@ -125,7 +125,8 @@ class HpcMagics(Magics):
             show.status(_cluster())
 
     def _interrupt(self, _: arguments.VerbOptions) -> None:
-        _cluster().interrupt()
+        result = _cluster().interrupt_left()
+        print("no cell is running" if result is None else result.failure_text() or f"{result.label} ended by itself")
 
     def _recover(self, _: arguments.VerbOptions) -> None:
         print(f"process groups rebuilt: generation {_cluster().recover()}")

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from hpcnb.cluster.attach import ClusterRow
-    from hpcnb.cluster.cell_run import CellView
+    from hpcnb.cluster.cell_run import CellRun, CellView
     from hpcnb.cluster.cluster import Cluster
+    from hpcnb.cluster.result import CellResult
 
 __all__ = [
     "aligned", "attach", "cell_view", "cluster_rows", "clusters", "duration", "start", "status", "status_rows",
@@ -153,7 +154,7 @@ def attach(shell: InteractiveShell, name: str | None = None) -> None:
 
     def view_of(label: str) -> CellView:
         print(f"{label} ended while no notebook was here:")
-        return cell_view(shell, show_time=True)
+        return _WithFailure(cell_view(shell, show_time=True))
 
     cluster = attach_to(name, view=view_of)
     described = cluster.describe()
@@ -162,6 +163,21 @@ def attach(shell: InteractiveShell, name: str | None = None) -> None:
     print(f"attached to cluster {cluster.name!r}: {cluster.world_size} rank{plural}, mesh {cluster.mesh}, {age} old")
     for cell in described["running"]:
         print(f"{cell['label']} still runs on {ranks_words(cell['ranks'])}: %hpc join shows it")
+
+
+class _WithFailure:
+    """A view that shows also how a cell failed, which a magic raises where the cell is its own."""
+
+    def __init__(self, view: CellView) -> None:
+        self._view = view
+
+    def update(self, run: CellRun) -> None:
+        self._view.update(run)
+
+    def finish(self, run: CellRun, result: CellResult) -> None:
+        self._view.finish(run, result)
+        if text := result.failure_text():
+            print(text, file=sys.stderr)
 
 
 def cluster_rows(rows: list[ClusterRow]) -> list[list[str]]:

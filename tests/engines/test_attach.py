@@ -23,6 +23,7 @@ from hpcnb.core.alive import feel
 from hpcnb.core.errors import ClusterStateError, LinkError, OptionError, VersionMismatch
 from hpcnb.core.launch import RunFolder
 from hpcnb.core.messages import CellBegan
+from hpcnb.core.ranks import RankSet
 
 pytestmark = pytest.mark.engines
 
@@ -467,6 +468,82 @@ cluster.run("import torch, torch.distributed as dist")
 recovery.mend = lambda _: os._exit(0)
 cluster.run("if rank == 0: raise ValueError('early')\\ndist.all_reduce(torch.ones(1))")
 """
+
+
+ORPHAN = """
+import sys, hpcnb
+cluster = hpcnb.Cluster(2, name="orphan").start()
+print("ready", flush=True)
+cluster.run(sys.argv[1])
+"""
+HANGS = """
+import os, time, torch, torch.distributed as dist
+kept = rank
+while not os.path.exists({flag!r}): time.sleep(0.02)
+if rank == 1: {ill}
+dist.all_reduce(torch.ones(1))
+"""
+
+
+def leave_running(source):
+    """A cell of a notebook that is killed while it runs."""
+    with script(ORPHAN, source) as notebook:
+        wait_until(lambda: row("orphan").cell)
+        notebook.kill()
+        wait_until(lambda: row("orphan").notebooks == 0)
+
+
+@pytest.mark.parametrize(
+    ("ill", "why", "living"),
+    [
+        ("raise ValueError('early')", "rank 1 raised ValueError", {0: "0", 1: "1"}),
+        ("os._exit(3)", "rank 1 of 2 ended its process with status 3", {0: "0"}),
+        ("x = torch.ones(9); dist.broadcast(x, 0)", "rank 0 called all_reduce", {0: "0", 1: "1"}),
+    ],
+)
+def test_ranks_are_released_while_no_notebook_is_there(alone, tmp_path, ill, why, living):
+    flag = tmp_path / "go"
+    leave_running(HANGS.format(flag=str(flag), ill=ill))
+    flag.touch()
+    wait_until(lambda: row("orphan").unseen)  # 1 s of grace, not the idle timeout
+    with hpcnb.attach() as cluster:
+        text = cluster.last_result.failure_text()
+        assert why in text
+        assert "rank 0" in text
+        assert "process groups" in text  # have been mended by who came
+        assert cluster.run("kept", on=",".join(map(str, living))).values == living
+
+
+def test_a_healthy_wait_is_left_alone_while_no_notebook_is_there(alone, tmp_path):
+    flag = tmp_path / "go"
+    leave_running(
+        "import os, time, torch, torch.distributed as dist\nif rank == 1:\n"
+        f"    while not os.path.exists({str(flag)!r}): time.sleep(0.02)\n"
+        "x = torch.ones(1); dist.all_reduce(x); x.item()"
+    )
+    time.sleep(2.5)
+    flag.touch()
+    wait_until(lambda: row("orphan").unseen)
+    with hpcnb.attach() as cluster:
+        assert cluster.last_result.ok
+        assert cluster.last_result.values == {0: "2.0", 1: "2.0"}
+
+
+def test_a_second_interrupt_ends_ranks_that_nobody_waits_for(alone):
+    """As the second press of Ctrl-C does, which has no cell any more to be pressed in."""
+    with Cluster(2) as cluster:
+        cluster.run("kept = rank")
+        assert cluster.interrupt_left() is None
+        deaf = "import ctypes\nif rank == 1:\n    while True: ctypes.PyDLL(None).usleep(900000)"
+        result = cluster.run(deaf + "\n", timeout_s=0.2)
+        if result.busy:
+            result = cluster.interrupt_left()
+            assert result.ranks == RankSet.all(2)
+        deadline = time.monotonic() + 20
+        while cluster.busy and time.monotonic() < deadline:
+            result = cluster.interrupt_left()
+        assert not cluster.busy
+        assert cluster.run("kept", on="0").values == {0: "0"}
 
 
 def test_groups_that_a_notebook_broke_and_did_not_mend_are_mended_before_the_first_cell(alone):

@@ -222,3 +222,24 @@ def test_verbs_about_all_clusters(kernel):
     assert kernel.run("%hpc stop --all") == "cluster 'mine' stopped\n"
     assert "no cluster is running; start one" in kernel.run("%hpc status")
     assert kernel.run("%hpc stop --all") == "no cluster of yours is running on this machine\n"
+
+
+def test_how_a_cell_failed_meanwhile_is_shown(kernel, runtime_root, tmp_path):
+    kernel.run("%load_ext hpcnb")
+    kernel.run("%hpc start 2")
+    flag = tmp_path / "go"
+    source = (
+        "%%hpc_parallel --no-time\nimport os, time, torch, torch.distributed as dist\nprint('began', flush=True)\n"
+        f"while not os.path.exists('{flag}'): time.sleep(0.02)\n"
+        "if rank == 1: raise ValueError('bad shard')\ndist.all_reduce(torch.ones(1))"
+    )
+    kernel.start_cell(source, "began")
+    kernel.crash()
+    flag.touch()
+    kernel.run("%load_ext hpcnb")
+    kernel.run(WAIT_UNSEEN)
+    shown = kernel.run("%hpc attach")
+    assert "ValueError: bad shard" in shown
+    assert re.search(r"rank 0 was in +all_reduce #1 \(4 B, line 6\) .* and was released", shown)
+    assert "all names on all ranks are intact" in shown
+    assert kernel.run("%hpc interrupt").strip() == "no cell is running"

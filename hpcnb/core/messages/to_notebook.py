@@ -156,6 +156,14 @@ class Output(Message):
 
 
 @message
+class Explained(Message):
+    """What was done about a cell while no notebook listened to it, and why."""
+
+    cell: int
+    words: str
+
+
+@message
 class Held(Message):
     """Output that is held back since it floods: entries (ranks, number of lines so far, newest line)."""
 
