@@ -128,6 +128,12 @@ class Cluster:
         return self._node is not None and self._state.phase == "running"
 
     @property
+    def ended(self) -> bool:
+        """Whether it has ended without :meth:`stop` of this notebook: another one stopped it, or its agent is gone."""
+        node = self._node
+        return node is not None and node.agent.ended() is not None
+
+    @property
     def starting(self) -> bool:
         """Whether its start is under way, on whichever thread; ``start_stages`` says how far it is."""
         return self._node is not None and self._state.phase == "starting"

@@ -76,6 +76,7 @@ class HpcMagics(Magics):
     def _start(self, options: arguments.VerbOptions) -> None:
         from hpcnb.cluster.cluster import Cluster, current, starting
 
+        _let_go_of_the_dead()
         if (running := current() or starting()) is not None:  # a panel may be starting one
             running.start()  # says that it is running already, and what to type
         asked = options.start or arguments.StartOptions()
@@ -94,6 +95,7 @@ class HpcMagics(Magics):
     def _attach(self, options: arguments.VerbOptions) -> None:
         from hpcnb.cluster.cluster import current, starting
 
+        _let_go_of_the_dead()
         if (here := current() or starting()) is not None:
             msg = (
                 f"this notebook has cluster {here.name!r} already ({here.world_size} ranks); to take another one first "
@@ -156,6 +158,15 @@ class HpcMagics(Magics):
 
     def _help(self, options: arguments.VerbOptions) -> None:
         print(arguments.help_text(*options.words))
+
+
+def _let_go_of_the_dead() -> None:
+    """What another notebook stopped, or ended by itself, does not keep the next cluster from being started."""
+    from hpcnb.cluster.cluster import current
+
+    if (cluster := current()) is not None and cluster.ended:
+        print(f"cluster {cluster.name!r} has ended, stopped by another notebook or by itself")
+        cluster.stop()
 
 
 def _cluster() -> Cluster:

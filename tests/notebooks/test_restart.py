@@ -243,3 +243,13 @@ def test_how_a_cell_failed_meanwhile_is_shown(kernel, runtime_root, tmp_path):
     assert re.search(r"rank 0 was in +all_reduce #1 \(4 B, line 6\) .* and was released", shown)
     assert "all names on all ranks are intact" in shown
     assert kernel.run("%hpc interrupt").strip() == "no cell is running"
+
+
+def test_a_cluster_that_somebody_else_stopped_does_not_hinder_the_next(kernel, runtime_root):
+    kernel.run("%load_ext hpcnb")
+    kernel.run("%hpc start 1 --name gone")
+    hpcnb.attach("gone").stop()
+    assert "the node agent ended, and its ranks with it" in kernel.run("%%hpc_parallel\n1")
+    shown = kernel.run("%hpc start 1 --name next")
+    assert "cluster 'gone' has ended" in shown
+    assert "Out[0]: 1" in kernel.run("%%hpc_parallel --no-time\n1")
