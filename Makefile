@@ -9,6 +9,8 @@ LAB_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.hpcnb-installed
 APT := tools/apt_packages.sh
+# What tests/cluster needs: hosts with sshd, and Slurm
+CLUSTER_PACKAGES := iproute2 procps openssh-server openssh-client slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lab bench lint clean
@@ -53,9 +55,10 @@ lint: setup
 	$(BIN)/codespell
 
 test: setup
-	@$(APT) chromium fonts-dejavu-core dataset-fashion-mnist
+	@$(APT) chromium fonts-dejavu-core dataset-fashion-mnist $(CLUSTER_PACKAGES)
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -rs $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -rs --ignore=tests/cluster $(PYTEST_ARGS)
+	$(if $(PYTEST_ARGS),,tools/private_network.sh $(BIN)/python -m pytest -rs tests/cluster)
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -7,6 +7,8 @@ consequence() {
     case "$1" in
         chromium) echo "browser tests are skipped" ;;
         fonts-dejavu-core) echo "text in browser screenshots may be blank" ;;
+        iproute2 | procps | openssh-*) echo "tests on virtual hosts are skipped" ;;
+        slurm* | munge) echo "tests with Slurm are skipped" ;;
         dataset-fashion-mnist) echo "notebook 02 trains on scikit-learn's digits" ;;
         python3-venv) echo "python3 -m venv may fail" ;;
         *) echo "what needs it is skipped" ;;
