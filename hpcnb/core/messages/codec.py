@@ -39,6 +39,8 @@ PROTOCOL = 3
 MAX_MESSAGE_BYTES = 1 << 30
 #: A set of ranks in a message has no higher rank: walking over a set takes time that grows with its highest.
 _MAX_RANKS = 1 << 16
+#: A tuple is sent as a list, as which it arrives.
+_LISTS = (list, tuple)
 
 
 class MessageError(ValueError):
@@ -71,7 +73,7 @@ def _is_anything(_: object) -> bool:
 
 
 def _check_of(annotation: Any) -> Callable[[Any], bool]:
-    """Whether a value is what an annotation says, with all that it holds; a tuple may be a list, as which it arrives."""
+    """Whether a value is what an annotation says, with all that it holds."""
     if annotation is Any:
         return _is_anything
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -83,14 +85,14 @@ def _check_of(annotation: Any) -> Callable[[Any], bool]:
         check = lambda value: any(each(value) for each in checks)  # noqa: E731
     elif origin is tuple:
         check = lambda value: (  # noqa: E731
-            isinstance(value, kinds)
+            isinstance(value, _LISTS)
             and len(value) == len(checks)
             and all(each(item) for each, item in zip(checks, value, strict=True))
         )
     elif all(each is _is_anything for each in checks):  # also where there are none
         check = lambda value: isinstance(value, kinds)  # noqa: E731
     elif origin is list:
-        check = lambda value: isinstance(value, kinds) and all(map(checks[0], value))  # noqa: E731
+        check = lambda value: isinstance(value, _LISTS) and all(map(checks[0], value))  # noqa: E731
     else:
         check = lambda value: (  # noqa: E731
             isinstance(value, dict) and all(map(checks[0], value)) and all(map(checks[1], value.values()))
@@ -113,9 +115,7 @@ def _kinds_of(annotation: Any) -> tuple[type, ...]:
         return _kinds_of(arguments[1])
     if origin is UnionType:
         return tuple(kind for each in arguments for kind in _kinds_of(each))
-    known: dict[Any, tuple[type, ...]] = {
-        Any: (object,), float: (float, int), tuple: (list, tuple), list: (list, tuple),
-    }  # fmt: skip
+    known: dict[Any, tuple[type, ...]] = {Any: (object,), float: (float, int), tuple: _LISTS, list: _LISTS}
     return known.get(origin or annotation, (origin or annotation,))
 
 
