@@ -34,7 +34,7 @@ from hpcnb.node.orders import Order, Orders, interrupt
 from hpcnb.node.presence import Presence
 from hpcnb.node.rank_process import RankProcess
 from hpcnb.node.refusals import Refusals
-from hpcnb.node.relay import CellMessage, CellRelay
+from hpcnb.node.relay import CellMessage, CellRelay, RankMessage
 from hpcnb.node.server import LinkServer
 from hpcnb.node.stop import Stop
 
@@ -396,8 +396,8 @@ class Agent:
 
         try:
             messages = process.read_messages(refused)
-        except m.MessageError:
-            LOG.exception("what %s sends cannot be told apart any more; it is ended", peer)
+        except m.MessageError as error:
+            LOG.error("what %s sends cannot be told apart any more (%s); it is ended", peer, error)  # noqa: TRY400
             process.kill_group()
             messages = []
         for gone in before:
@@ -406,8 +406,7 @@ class Agent:
         for message in messages:
             try:
                 self._rank_said(process, message)
-            except Exception as error:
-                # a kind that ranks do not send, or a bug of ours: it must not end everybody's cluster
+            except Exception as error:  # a bug of ours must not end everybody's cluster
                 kind = f"its {type(message).__name__} could not be taken"
                 if self._refusals.note(peer, kind, repr(error)):
                     LOG.exception("%s: %s", peer, kind)
@@ -420,10 +419,12 @@ class Agent:
             self._observer.group_made(message.key, message.members)
         elif isinstance(message, m.Seen):
             self._looks.seen(message)
-        else:
+        elif isinstance(message, RankMessage):
             if isinstance(message, m.CellReply) and not message.ok:
                 self._alarmed_until_s = self._clock() + _ALARM_S  # others may wait for it already
             self._relay.hear(process, message)
+        else:
+            self._refusals.note(f"rank {process.rank}", "sends what no rank says", type(message).__name__)
 
     def _hear_stacks(self, process: RankProcess, stacks: int) -> None:
         if stacks not in process.descriptors:
