@@ -200,7 +200,7 @@ def test_a_bad_frame_is_dropped_and_those_around_it_are_read():
     reader, refused = m.FrameReader(), []
     assert reader.feed(before + bad + after, refused.append) == [m.Follow(1), m.Follow(2)]
     assert [str(error) for error in refused] == ["Follow.cell cannot be a str"]
-    with pytest.raises(m.MessageError, match="Follow.cell"):
+    with pytest.raises(m.MessageError, match=r"Follow\.cell"):
         reader.feed(bad)
     assert reader.feed(after) == [m.Follow(2)]  # not the bad one once more
 

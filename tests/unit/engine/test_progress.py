@@ -64,7 +64,7 @@ def test_a_total_may_be_any_whole_number(hpc, sent, total, number):
     [3.5, float("nan"), float("inf"), "3", b"3", 1 << 63, 10**400, 1j, [3], torch.ones(2), torch.ones(2).long()],
 )
 def test_a_total_that_is_no_whole_number_is_refused_at_once(hpc, sent, total):
-    with pytest.raises(OptionError, match="hpc.progress takes total= as a whole number of elements, not "):
+    with pytest.raises(OptionError, match=r"hpc\.progress takes total= as a whole number of elements, not "):
         hpc.progress("ab", total=total)
     assert sent == []
 
