@@ -164,6 +164,10 @@ class Asker:
                 text = view.ask(self._run, prompt)
             finally:
                 waking.is_asking = False
+        answered: object = text
+        if not isinstance(answered, str):
+            msg = f"who was asked returned {answered!r:.80} ({type(answered).__name__}), not a line of text"
+            raise TypeError(msg)
         if not view.shows_answers:
             self._run.say(RankSet([question.rank]), "stdout", f"{question.prompt}{text}\n")
         return text

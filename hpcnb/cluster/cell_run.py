@@ -11,8 +11,8 @@ from hpcnb.cluster.result import CellResult, RankError, RankExit, RawSpans, Rich
 from hpcnb.cluster.roster import still_run
 from hpcnb.core import messages as m
 from hpcnb.core import watch
-from hpcnb.core.diagnosis import RankFacts
 from hpcnb.core.grouping import Grouper, Item
+from hpcnb.core.rank_facts import RankFacts
 from hpcnb.core.ranks import RankSet
 
 __all__ = ["Bar", "CellRequest", "CellRun", "CellView"]

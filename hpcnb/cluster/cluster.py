@@ -249,8 +249,8 @@ class Cluster:
     def detach(self) -> None:
         """Let go: the cluster goes on, with all names, until its idle timeout; ``hpcnb.attach`` takes it again."""
         if (node := self._let_go()) is not None:
+            self._submitter.let_go()  # before the link is closed: who waits must not send any more
             node.let_go()
-            self._submitter.let_go()
 
     def leave(self) -> None:
         """Stop the cluster, but let go of it if other notebooks are connected."""
@@ -510,10 +510,21 @@ class Cluster:
 
         Raises:
             MeshError: The mesh has no such axis.
-            OptionError: No rank has anything of that name.
+            OptionError: No rank has anything of that name, or what is given is no name.
             CellFailed: A name holds what cannot be compared.
             ClusterStateError: A rank is dead or busy.
         """
+        given: tuple[tuple[object, ...], object] = names, rng
+        for name in given[0]:
+            if not isinstance(name, str):
+                msg = (
+                    f"check() takes the name that an object has in cells, as text, not a {type(name).__name__}; "
+                    "for example  cluster.check('model')"
+                )
+                raise OptionError(msg)
+        if not isinstance(given[1], bool):
+            msg = f"check() takes rng as True or False, not {rng!r:.80}"
+            raise OptionError(msg)
         replicas.default_axis(self.mesh, axis)
         result = self._aside(lambda cell, ranks: m.Check(cell, ranks, list(names), rng), on=on, label="check")
         result.raise_for_errors()

@@ -47,22 +47,27 @@ class Link:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         self._closing = False
+        # the pipe is not closed while somebody writes to it: its number might be another file's by then
+        self._lock = threading.RLock()
         self._thread = threading.Thread(target=self._serve, name="hpcnb-link", daemon=True)
         self._pid = os.getpid()
         self._thread.start()
 
     def send(self, message: Message) -> None:
-        """Send, from any thread.
+        """Send, from any thread; nothing once the link is closed.
 
         Raises:
-            TransferError: The message is too large.
+            TransferError: The message is too large, or holds what a message cannot.
         """
         packed = encode(message)
         if len(packed) > MAX_MESSAGE_BYTES:
             msg = f"this is {len(packed):,} bytes to send; at most {MAX_MESSAGE_BYTES:,} are: let the ranks load it"
             raise TransferError(msg)
-        self._outgoing.append(packed)
-        self._wake()
+        with self._lock:
+            if self._closing:
+                return
+            self._outgoing.append(packed)
+            self._wake()
 
     def _wake(self) -> None:
         try:
@@ -98,10 +103,14 @@ class Link:
 
     def close(self) -> None:
         """Send what is queued, then close. Not from the link thread."""
-        if self._closing or self._pid != os.getpid():
+        if self._pid != os.getpid():
             return
-        self._closing = True
-        self._wake()
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+            self._wake()
         self._thread.join(2.0)
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        if not self._thread.is_alive():  # else it still reads them
+            os.close(self._wake_read)
+            os.close(self._wake_write)

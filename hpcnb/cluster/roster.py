@@ -23,6 +23,12 @@ def still_run(ranks: RankSet) -> str:
     return f"{ranks.words()} still run{'s' if len(ranks) == 1 else ''}"
 
 
+def _drop(busy: dict[int, int], cell: int, ranks: RankSet | None = None) -> None:
+    for rank, running in list(busy.items()):
+        if running == cell and (ranks is None or rank in ranks):
+            busy.pop(rank, None)
+
+
 class Roster:
     """The ranks of a cluster. Told on the link thread, asked on any.
 
@@ -35,7 +41,9 @@ class Roster:
         self._ready: dict[int, m.RankReady] = {}
         self._exited: dict[int, m.RankExited] = {}
         self._joining: set[int] = set()  # whose process is being replaced
-        self._busy: dict[int, int] = {}  # ranks that have not answered: the cell
+        # ranks that have not answered: the cell, as far as this notebook has submitted it, and as agents say of others
+        self._ours: dict[int, int] = {}
+        self._theirs: dict[int, int] = {}
         self._broken: set[int] = set()  # ranks whose last answer said so of their groups
         self._rebuilds: dict[int, RankSet] = {}  # by another notebook: ranks that have not said that theirs are whole
         self.num_rebuilt = 0  #: How often another notebook has built groups again.
@@ -45,7 +53,8 @@ class Roster:
         self._ready.clear()
         self._exited.clear()
         self._joining.clear()
-        self._busy.clear()
+        self._ours.clear()
+        self._theirs.clear()
         self._broken.clear()
         self._rebuilds.clear()
 
@@ -62,7 +71,7 @@ class Roster:
     @property
     def busy(self) -> RankSet:
         """Ranks that have not answered a cell."""
-        return RankSet(list(self._busy))
+        return RankSet([*self._ours, *self._theirs])
 
     @property
     def broken(self) -> RankSet:
@@ -87,23 +96,24 @@ class Roster:
                 self._broken.discard(message.rank)
             case m.RankExited() if not message.expected:
                 self._exited[message.rank] = message
-                self._busy.pop(message.rank, None)
-            case m.CellBegan():  # of another notebook; ours of this number, if there was one, has been refused
-                self.free(message.cell)
+                self._ours.pop(message.rank, None)
+                self._theirs.pop(message.rank, None)
+            case m.CellBegan():  # of another notebook; ours of this number, if there was one, is refused
+                self.take_back(message.cell)
                 for rank in message.ranks:
-                    self._busy[rank] = max(message.cell, self._busy.get(rank, 0))
+                    self._theirs[rank] = max(message.cell, self._theirs.get(rank, 0))
                 if message.label == _REBUILD:
                     self._rebuilds[message.cell] = message.ranks
             case m.CellRefused():
-                self.free(message.cell)
+                self.take_back(message.cell)
             case m.CellDone():
                 self._answered(message)
-                self.free(message.cell)
+                self._free(message.cell)
                 if self._rebuilds.pop(message.cell, None) == RankSet():
                     self.num_rebuilt += 1
             case m.Replies():
                 self._answered(message)
-                self.free(message.cell, RankSet(fields[_RANK] for fields in message.replies))
+                self._free(message.cell, RankSet(fields[_RANK] for fields in message.replies))
 
     def _answered(self, message: m.Replies | m.CellDone) -> None:
         for fields in message.replies:
@@ -114,18 +124,22 @@ class Roster:
 
     def begin(self, ranks: RankSet, cell: int) -> None:
         """These ranks run a cell until they answer, however the wait for it ends."""
-        self._busy.update(dict.fromkeys(ranks, cell))
+        self._ours.update(dict.fromkeys(ranks, cell))
 
-    def free(self, cell: int, ranks: RankSet | None = None) -> None:
-        """Ranks, all if none are named, do not run this cell any more."""
-        for rank, running in list(self._busy.items()):
-            if running == cell and (ranks is None or rank in ranks):
-                self._busy.pop(rank, None)
+    def take_back(self, cell: int) -> None:
+        """A cell of this notebook has not begun; what another one runs under the same number goes on."""
+        _drop(self._ours, cell)
+
+    def _free(self, cell: int, ranks: RankSet | None = None) -> None:
+        """Ranks, all if none are named, do not run this cell any more, whosever it was."""
+        _drop(self._ours, cell, ranks)
+        _drop(self._theirs, cell, ranks)
 
     def forget(self, ranks: RankSet) -> None:
         """Their processes are being replaced."""
         for rank in ranks:
-            self._busy.pop(rank, None)
+            self._ours.pop(rank, None)
+            self._theirs.pop(rank, None)
             self._joining.add(rank)  # dead until it is ready, however the replacement goes
 
     def check(self, ranks: RankSet) -> None:

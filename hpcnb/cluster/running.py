@@ -45,6 +45,9 @@ class RunningAgent:
     Attributes:
         pid: Its process id.
         folder: Of its cluster.
+
+    Raises:
+        ProcessLookupError: It has ended.
     """
 
     pid: int
@@ -53,6 +56,10 @@ class RunningAgent:
 
     def __post_init__(self) -> None:
         self._pidfd = os.pidfd_open(self.pid)
+        if alive.feel(self.folder).pid != self.pid:  # looked at once more: the number may be another process's by now
+            self.let_go()
+            msg = f"process {self.pid} is not the agent of {self.folder.path.name} any more"
+            raise ProcessLookupError(msg)
 
     def ended(self) -> int | str | None:
         """The kernel tells its status to its parent only."""

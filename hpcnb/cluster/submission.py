@@ -22,7 +22,7 @@ from hpcnb.cluster.result import CellResult
 from hpcnb.cluster.roster import Roster
 from hpcnb.core import messages as m
 from hpcnb.core import watch
-from hpcnb.core.errors import CellFailed, CellInterrupted, ClusterStateError, LaunchError, TransferError
+from hpcnb.core.errors import CellFailed, CellInterrupted, ClusterStateError, LaunchError
 from hpcnb.core.ranks import RankSet
 
 __all__ = ["Submitter"]
@@ -373,8 +373,8 @@ class Submitter:
         self.roster.begin(ranks, cell)
         try:
             node.link.send(message)
-        except TransferError:
-            self.roster.free(cell)
+        except BaseException:  # it was not sent: they do not run it
+            self.roster.take_back(cell)
             raise
 
     def _settle(self, run: CellRun, node: Node) -> None:

@@ -15,7 +15,7 @@ from hpcnb.core.board import Activity, number_of
 from hpcnb.core.rank_facts import Inside, Issues, RankFacts
 from hpcnb.core.ranks import RankSet
 
-__all__ = ["LEFT", "Diagnosis", "Hang", "Inside", "Issues", "RankFacts", "diagnose", "roots"]
+__all__ = ["LEFT", "Diagnosis", "Hang", "diagnose", "roots"]
 
 
 _ABSENT = "does not run this cell"

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from hpcnb.core.diagnosis import LEFT, Diagnosis, Hang, RankFacts, diagnose, roots
+from hpcnb.core.diagnosis import LEFT, Diagnosis, Hang, diagnose, roots
+from hpcnb.core.rank_facts import RankFacts
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.watch_events import (
     Action,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hpcnb.core.diagnosis import RankFacts
+from hpcnb.core.rank_facts import RankFacts
 from hpcnb.core.ranks import RankSet
 
 __all__ = [

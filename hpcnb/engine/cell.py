@@ -6,6 +6,7 @@ While a cell runs, the shell's displays lead to the link; otherwise they are ipy
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
+from hpcnb.core.errors import TransferError
 from hpcnb.core.messages import (
     CallFunction,
     CellReply,
@@ -175,7 +177,7 @@ class CellRunner:
         try:
             self._interrupts.begin(message.cell, task)
             outcome = self._outcome_of(await task, want_pickle=message.want_pickles)
-        except asyncio.CancelledError as error:
+        except (asyncio.CancelledError, TransferError) as error:  # the second: a value that cannot be displayed
             outcome = _Outcome(error=error)
         finally:
             self._interrupts.end()
@@ -215,14 +217,16 @@ class CellRunner:
             getattr(shell.history_manager, "outputs", {}).clear()
             for stream in self._streams:
                 stream.__dict__.pop("write", None)  # its wrapper stays when an interrupt hits it
-            self._link.send(
-                CellReply(
-                    cell, self._rank, outcome.error is None, start_ns, end_ns, outcome.text, outcome.has_value,
-                    outcome.shown, outcome.pickled, outcome.problem,
-                    None if outcome.error is None else _described(self._explained(outcome.error)),
-                    self._notices(outcome), bool(self._guard.broken), self._guard.issued(),
-                )
+            reply = CellReply(
+                cell, self._rank, outcome.error is None, start_ns, end_ns, outcome.text, outcome.has_value,
+                outcome.shown, outcome.pickled, outcome.problem,
+                None if outcome.error is None else _described(self._explained(outcome.error)),
+                self._notices(outcome), bool(self._guard.broken), self._guard.issued(),
             )  # fmt: skip
+            try:
+                self._link.send(reply)
+            except TransferError as error:  # a value of a gigabyte of text: a cell without a reply would never end
+                self._link.send(_without_value(reply, error))
 
     def _explained(self, error: BaseException) -> BaseException:
         """What DDP's wait in C++ raised becomes what other waits raise."""
@@ -337,6 +341,14 @@ class _Outcome:
         self.pickled = b""
         self.problem = ""
         self.notices = notices
+
+
+def _without_value(reply: CellReply, why: TransferError) -> CellReply:
+    error = _described(TransferError(f"what the cell came to cannot be sent to the notebook: {why}"))
+    return dataclasses.replace(
+        reply, ok=False, value="", has_value=False, value_shown=False, value_pickle=b"", value_problem="", error=error,
+        notices=[],
+    )  # fmt: skip
 
 
 def _pickle(value: object) -> tuple[bytes, str]:

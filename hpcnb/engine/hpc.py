@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from time import perf_counter
@@ -31,6 +32,8 @@ _T = TypeVar("_T")
 _F = TypeVar("_F", bound=Callable[..., Any])
 #: A rank reports its position this often.
 _REPORT_S = 0.1
+#: What a message can hold.
+_MOST_TURNS = 1 << 63
 
 
 class _Span:
@@ -116,10 +119,20 @@ class Hpc:
             iterable: Anything; with ``len`` the bar has an end.
             description: Before the bar.
             total: Number of elements where ``len`` does not tell.
+
+        Raises:
+            OptionError: A description that is no text, or a total that is no whole number.
         """
+        given: object = description
+        if not isinstance(given, str):
+            msg = (
+                f"hpc.progress takes the words before the bar as text, not {given!r:.80} ({type(given).__name__}); "
+                "a number of elements is  total=..."
+            )
+            raise OptionError(msg)
         if total is None:
             total = len(iterable) if isinstance(iterable, Sized) else -1
-        return self._turns(iter(iterable), description, total)
+        return self._turns(iter(iterable), description, _whole(total))
 
     def _turns(self, iterator: Iterator[_T], description: str, total: int) -> Iterator[_T]:
         recorder = self._recorder
@@ -229,6 +242,26 @@ class Hpc:
         )  # fmt: skip
         self._wants_rng = False
         return brought
+
+
+def _whole(total: Any) -> int:
+    """A number of elements; -1 if unknown, as any below 0."""
+    for whole in (operator.index, _of_float):
+        try:
+            number = whole(total)
+        except (TypeError, ValueError, ArithmeticError, RuntimeError):  # the last: a tensor of several elements
+            continue
+        if number < _MOST_TURNS:
+            return max(number, -1)
+    msg = f"hpc.progress takes total= as a whole number of elements, not {total!r:.80} ({type(total).__name__})"
+    raise OptionError(msg)
+
+
+def _of_float(total: Any) -> int:
+    """What arithmetic, numpy or torch made a float of."""
+    if isinstance(total, (str, bytes)) or not float(total).is_integer():
+        raise ValueError(total)
+    return int(total)
 
 
 def _names_of_caller() -> dict[str, object]:

@@ -34,7 +34,7 @@ from hpcnb.node.orders import Order, Orders, interrupt
 from hpcnb.node.presence import Presence
 from hpcnb.node.rank_process import RankProcess
 from hpcnb.node.refusals import Refusals
-from hpcnb.node.relay import CellMessage, CellRelay
+from hpcnb.node.relay import CellMessage, CellRelay, RankMessage
 from hpcnb.node.server import LinkServer
 from hpcnb.node.stop import Stop
 from hpcnb.node.unattended import Unattended
@@ -153,6 +153,9 @@ class Agent:
         for key, _ in self._selector.select(timeout_s):
             key.data()
         for client, message in self._server.receive():
+            if isinstance(message, m.MessageError):
+                self._refuse(client, message.kind, message.cell, str(message))
+                continue
             try:
                 self._hear_notebook(client, message)
             except Exception as error:
@@ -160,6 +163,9 @@ class Agent:
                 kind = f"its {type(message).__name__} could not be carried out"
                 if self._refusals.note("a notebook", kind, repr(error)):
                     LOG.exception("%s", kind)
+                cell = getattr(message, "cell", 0)
+                if cell not in self._relay.running:
+                    self._refuse(client, type(message), cell, f"{kind}: {error!r}")
         now_s = self._clock()
         self._relay.tick(now_s)
         self._observe(now_s)
@@ -387,14 +393,31 @@ class Agent:
             return  # closed by an earlier event of the same turn
         if process.send_rest():
             self._selector.modify(cells, selectors.EVENT_READ, self._selector.get_key(cells).data)
+        self._read(process)
+
+    def _read(self, process: RankProcess) -> None:
+        """Take what a rank has sent. A bad message is refused; only a stream that cannot be read on ends the rank."""
+        peer, before = f"rank {process.rank}", process.descriptors
+
+        def refused(error: m.MessageError) -> None:
+            self._refusals.note(peer, "no message of this protocol", str(error))
+
         try:
-            for message in process.read_messages():
-                self._rank_said(process, message)
-        except m.MessageError:
-            LOG.exception("rank %d sent what is no message and is ended", process.rank)
+            messages = process.read_messages(refused)
+        except m.MessageError as error:
+            LOG.error("what %s sends cannot be told apart any more (%s); it is ended", peer, error)  # noqa: TRY400
             process.kill_group()
-        if cells not in process.descriptors:
-            self.unwatch(cells)
+            messages = []
+        for gone in before:
+            if gone not in process.descriptors:
+                self.unwatch(gone)
+        for message in messages:
+            try:
+                self._rank_said(process, message)
+            except Exception as error:  # a bug of ours must not end everybody's cluster
+                kind = f"its {type(message).__name__} could not be taken"
+                if self._refusals.note(peer, kind, repr(error)):
+                    LOG.exception("%s: %s", peer, kind)
 
     def _rank_said(self, process: RankProcess, message: m.Message) -> None:
         if isinstance(message, m.RankReady):
@@ -405,11 +428,13 @@ class Agent:
         elif isinstance(message, m.Seen):
             self._looks.seen(message)
             self._unattended.heard(message)
-        else:
+        elif isinstance(message, RankMessage):
             if isinstance(message, m.CellReply) and not message.ok:
                 self._alarmed_until_s = self._clock() + _ALARM_S  # others may wait for it already
             self._unattended.heard(message)
             self._relay.hear(process, message)
+        else:
+            self._refusals.note(f"rank {process.rank}", "sends what no rank says", type(message).__name__)
 
     def _hear_stacks(self, process: RankProcess, stacks: int) -> None:
         if stacks not in process.descriptors:
@@ -422,8 +447,7 @@ class Agent:
     def _hear_pipe(self, process: RankProcess, pipe: int) -> None:
         if pipe not in process.descriptors:
             return  # closed by an earlier event of the same turn
-        for message in process.read_messages():  # text that Python sent before C code wrote
-            self._rank_said(process, message)
+        self._read(process)  # text that Python sent before C code wrote
         self._relay.show(process, process.read_pipe(pipe))
         if pipe not in process.descriptors:
             self.unwatch(pipe)
@@ -432,13 +456,12 @@ class Agent:
         process = next((each for each in self._ranks.values() if each.pid == pid), None)
         if process is None:
             return  # the store; ranks notice by themselves
-        for message in process.read_messages():
-            self._rank_said(process, message)
+        process.status = status  # reaped: its number may be another's, which is not to be signalled
+        self._read(process)
         for descriptor in (*process.descriptors, process.control):
             self.unwatch(descriptor)
         state, last = process.communication(), process.last_communication()
         cell = self._relay.lost(process)
-        process.status = status
         last_lines = list(process.last_lines)[-12:]
         was_in, last_operation = (words_of(each) if each is not None else "" for each in (state, last))
         process.close()
@@ -476,6 +499,11 @@ class Agent:
             self._restart(message)
         elif isinstance(message, m.Shutdown):
             self._end(message.reason)
+
+    def _refuse(self, client: bytes, kind: type[m.Message] | None, cell: int, why: str) -> None:
+        """Who waits for a cell that has not begun hears of it; of other messages nobody waits for an answer."""
+        if kind is not None and issubclass(kind, CellMessage | m.Follow):
+            self._server.send(client, m.CellRefused(cell, f"the node agent refused what it was sent: {why[:500]}"))
 
     def _greet(self, client: bytes, hello: m.Hello) -> None:
         mine = (m.PROTOCOL, __version__, self._spec.python_version)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hpcnb.core import units
 from hpcnb.core.board import ANYBODY, Activity, Board, ChannelReader, generation_of, message_key, number_of, stamp
-from hpcnb.core.diagnosis import Inside, Issues, RankFacts
+from hpcnb.core.rank_facts import Inside, Issues, RankFacts
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.spans import RankState
 from hpcnb.node.rank_process import RankProcess

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hpcnb.core.launch import RunFolder
-from hpcnb.core.messages import FrameReader, Message, RankReady, frame
+from hpcnb.core.messages import FrameReader, Message, MessageError, RankReady, frame
 from hpcnb.core.spans import SPAN, RankState, RingReader, strings_of
 from hpcnb.node.gate import FloodGate
 
@@ -121,8 +121,15 @@ class RankProcess:
         stacks = [self._stacks] if self._stacks >= 0 else []
         return [*([self._cells.fileno()] if self._cells else []), *stacks, *self._pipes]
 
-    def read_messages(self) -> list[Message]:
-        """What the rank has sent."""
+    def read_messages(self, refused: Callable[[MessageError], None] | None = None) -> list[Message]:
+        """What the rank has sent.
+
+        Args:
+            refused: Told why a complete frame is no message.
+
+        Raises:
+            MessageError: Its stream cannot be cut into frames any more; no more is read from it.
+        """
         if self._cells is None:
             return []
         try:
@@ -135,7 +142,12 @@ class RankProcess:
             self._cells.close()
             self._cells = None
             return []
-        return self._reader.feed(received)
+        try:
+            return self._reader.feed(received, refused)
+        except MessageError:
+            self._cells.close()
+            self._cells = None
+            raise
 
     def read_stacks(self) -> str:
         """What faulthandler has written since the last call."""

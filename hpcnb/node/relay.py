@@ -15,9 +15,12 @@ from hpcnb.core.ranks import RankSet
 from hpcnb.node.gather import Gather
 from hpcnb.node.rank_process import RankProcess
 
-__all__ = ["CellMessage", "CellRelay"]
+__all__ = ["CellMessage", "CellRelay", "RankMessage"]
 
 CellMessage = m.RunCell | m.CallFunction | m.Rebuild | m.ListGroups | m.Recording | m.Debug | m.Check
+RankMessage = (
+    m.Text | m.CellReply | m.RankDisplay | m.RankClear | m.InputRequest | m.DebuggerLeft | m.RankProgress
+)  # fmt: skip
 
 #: Span rings are read so often while a cell runs; they hold some seconds of records.
 _DRAIN_S = 0.25
@@ -123,7 +126,7 @@ class CellRelay:
         self._check_done(cell)
         return clogged
 
-    def hear(self, process: RankProcess, message: m.Message) -> None:
+    def hear(self, process: RankProcess, message: RankMessage) -> None:
         """A rank said something about its cell."""
         cell = self._cells.get(process.cell)
         if isinstance(message, m.Text):
@@ -131,7 +134,7 @@ class CellRelay:
                 self.show(process, [(message.stream, message.text)])
             else:
                 process.log(message.text)
-        elif cell is None or message.cell != cell.number:  # type: ignore[attr-defined] # all that follow have one
+        elif cell is None or message.cell != cell.number:
             return  # of a cell that is over on this rank
         elif isinstance(message, m.CellReply):
             cell.gather.add(process.rank, process.end_cell(), self._clock())

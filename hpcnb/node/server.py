@@ -93,8 +93,11 @@ class LinkServer:
         """Those that have been welcomed and are connected now."""
         return self._clients.keys()
 
-    def receive(self) -> Iterator[tuple[bytes, Message]]:
-        """Messages that have arrived, with who sent them: every Hello, and all from who has been welcomed by then."""
+    def receive(self) -> Iterator[tuple[bytes, Message | MessageError]]:
+        """Messages that have arrived, with who sent them: every Hello, and all from who has been welcomed by then.
+
+        Of a notebook also why one is none.
+        """
         for _ in range(_MOST_MESSAGES):
             progressed = self._admit() | self._notice()
             try:
@@ -112,6 +115,8 @@ class LinkServer:
                 message = decode(frames[0].buffer)
             except MessageError as error:
                 self._refusals.note(peer, "no message of this protocol", str(error))
+                if self._roles.get(client) == "notebook":
+                    yield client, error
                 continue
             if isinstance(message, Hello):
                 self._roles.pop(client, None)  # what it was before counts no longer

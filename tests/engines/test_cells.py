@@ -45,6 +45,53 @@ def test_every_rank_knows_where_it_is(cluster4):
     )
 
 
+SHOWN = "class Odd:\n    def _repr_mimebundle_(self, **_):\n        return {bundle}\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("list(hpc.progress('ab', total=2.5))", "hpc.progress takes total= as a whole number of elements, not 2.5 (float)"),
+        ("list(hpc.progress('ab', None))", "hpc.progress takes the words before the bar as text, not None (NoneType)"),
+        ("display({1: 'x'}, raw=True)", "keys of a MIME bundle are text, for example 'text/plain', not 1 (int)"),
+        (SHOWN.format(bundle="{'text/plain': 5}") + "Odd()", "'text/plain' in a MIME bundle is text, not 5 (int)"),
+        (SHOWN.format(bundle="{'text/plain': 5}") + "display(Odd())", "'text/plain' in a MIME bundle is text, not 5 (int)"),
+        (
+            "import asyncio\nawait asyncio.sleep(0)\n"
+            + SHOWN.format(bundle="{'text/plain': 'x', 'application/json': 1 << 70}") + "Odd()",
+            "an int of more than 64 bits cannot be sent in a message",
+        ),
+    ],
+)  # fmt: skip
+def test_a_slip_in_what_is_shown_is_an_error_of_the_cell_and_names_are_kept(cluster2, source, words):
+    run(cluster2, "kept = rank")
+    result = cluster2.run(source)
+    assert not result.exits
+    assert [error.evalue[: len(words)] for error in result.errors.values()] == [words] * 2
+    assert run(cluster2, "kept").values == {0: "0", 1: "1"}
+
+
+def test_what_can_be_understood_is_shown(cluster2):
+    source = "handle = display('x', display_id=5)\nhandle.update('y')\nfor _ in hpc.progress('abc', total=3.0): pass\n"
+    assert {shown.bundle["text/plain"] for shown in run(cluster2, source).displays} == {"'y'"}
+    cleared = "from IPython.display import clear_output\nclear_output(wait=1)\nprint('z')"
+    assert texts(run(cluster2, source + cleared)) == [("0,1", "z")]
+
+
+def test_a_value_too_large_to_be_sent_is_an_error_and_the_cell_ends(cluster2):
+    run(
+        cluster2,
+        "from hpcnb.core.messages import codec\nmost, codec.MAX_MESSAGE_BYTES = codec.MAX_MESSAGE_BYTES, 20_000",
+    )
+    try:
+        for source in ("'x' * 30_000", "display('x' * 30_000)"):
+            result = cluster2.run(source)
+            assert not result.exits
+            assert ["at most 20,000 are" in error.evalue for error in result.errors.values()] == [True] * 2
+    finally:
+        run(cluster2, "codec.MAX_MESSAGE_BYTES = most")
+
+
 def test_a_semicolon_asks_for_no_value(cluster2):
     assert run(cluster2, "1 + 1;").values == {}
     assert run(cluster2, "'a;b'").values == {0: "'a;b'", 1: "'a;b'"}

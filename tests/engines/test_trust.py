@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import cloudpickle
+import msgpack
 import psutil
 import pytest
 import zmq
@@ -177,8 +178,10 @@ def test_frames_that_are_no_messages_are_counted_and_the_peer_is_still_served(cl
 def test_messages_of_a_wrong_shape_are_refused_once_and_end_nothing(cluster):
     """Types of fields are checked with all that they hold; what is merely odd is carried out."""
     before = refused(cluster)
+    rank = msgpack.ExtType(1, RankSet([0]).to_bytes())
     odd = [
-        m.RestartRanks(RankSet([0]), 1, groups, 2) for groups in (b"x", [b"x"], [["3", [b"x"]]], [["3", 1]], {"3": [0]})
+        msgpack.packb(["RestartRanks", rank, 1, groups, 2])
+        for groups in (b"x", [b"x"], [["3", [b"x"]]], [["3", 1]], {"3": [0]})
     ]
     with Peer(read_spec(cluster._node.folder)) as peer:
         peer.say(HELLO)
@@ -194,6 +197,59 @@ def test_messages_of_a_wrong_shape_are_refused_once_and_end_nothing(cluster):
     assert log(cluster).count("no message of this protocol (") == 1
     assert "Traceback" not in log(cluster)
     assert cluster.alive == RankSet([0])
+
+
+def test_who_waits_for_a_cell_that_was_refused_hears_of_it(cluster):
+    with Peer(read_spec(cluster._node.folder)) as peer:
+        peer.say(HELLO)
+        number = peer.hear_until(m.Welcome).last_cell + 1
+        rank = msgpack.ExtType(1, RankSet([0]).to_bytes())
+        peer.say(msgpack.packb(["Interrupt", number, 7]), msgpack.packb(["Check", number, rank, ["x"], 1]))
+        refused = peer.hear_until(m.CellRefused)
+    assert refused.cell == number
+    assert refused.reason == "the node agent refused what it was sent: Check.rng cannot be a int"
+    assert cluster.run("rank").ok
+
+
+#: On a rank, past the checks of who sends: frames that the agent refuses.
+SLIP = """
+import msgpack, os, struct
+def say(packed):
+    hpc._link.cells.sendall(struct.pack("<I", len(packed)) + packed)
+cell = hpc._recorder.cell
+slips = [msgpack.packb(each) for each in (
+    ["RankProgress", cell, 1, "x", 3.0, 0, 0.0, False], ["RankDisplay", cell, {1: "x"}, {}, "", False],
+    ["CellRefused", cell, "x"], ["Shutdown", "x"], ["Foo"], 7,
+)] + [b"", b"\\xc1"]
+"""
+
+
+def test_slips_of_a_rank_are_refused_and_nobody_ends(cluster):
+    pid, before = cluster.status()[0]["pid"], refused(cluster)
+    source = SLIP + "for slip in slips * 3:\n    say(slip)\n    os.write(1, b'.')\nprint('said')\n'value'"
+    result = cluster.run(source)
+    assert result.values == {0: "'value'"}
+    assert result.items[0].text.replace("\n", "") == "." * 24 + "said"
+    assert cluster.status()[0]["pid"] == pid
+    assert refused(cluster) == before + 24
+    assert log(cluster).count("refused rank 0: no message of this protocol (") == 1
+
+
+def test_a_slip_as_the_last_word_of_a_rank_ends_no_cluster(cluster):
+    before = refused(cluster)
+    result = cluster.run(SLIP + "[say(slip) for slip in slips]\nos.write(1, b'x')\nos.kill(os.getpid(), 9)")
+    assert list(result.exits) == [0]
+    assert refused(cluster) == before + 8
+    cluster.restart_rank()
+    assert cluster.run("rank").ok
+
+
+def test_a_stream_that_cannot_be_read_on_ends_its_rank_and_nobody_else(cluster):
+    result = cluster.run("hpc._link.cells.sendall(b'\\xff' * 100)\nimport time\ntime.sleep(60)")
+    assert result.exits == {0: -9}
+    assert log(cluster).count("what rank 0 sends cannot be told apart any more (frame of 4294967295 bytes") == 1
+    cluster.restart_rank()
+    assert cluster.run("rank").ok
 
 
 def test_a_recorded_connection_cannot_be_played_again(cluster, tmp_path):

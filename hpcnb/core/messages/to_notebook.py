@@ -123,7 +123,7 @@ class BoundaryAsked(Message):
 
 @message
 class RankStates(Message):
-    """Where ranks are, while some wait: RankFacts of hpcnb.core.diagnosis, packed, by rank."""
+    """Where ranks are, while some wait: RankFacts of hpcnb.core.rank_facts, packed, by rank."""
 
     cell: int
     ranks: dict[int, Any]

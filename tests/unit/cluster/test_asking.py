@@ -131,3 +131,11 @@ def test_who_asks_on_another_thread_is_not_woken_but_ranks_are_interrupted_at_on
     thread.join(30)
     assert asked.sent == [m.Interrupt(CELL, ALL)]
     assert asked.presses() == 1
+
+
+def test_an_answer_that_is_no_text_is_told_to_the_rank_which_does_not_wait_for_ever(sigints):
+    asked = Asked(lambda: None)
+    asked.question(0)
+    words = "asking failed: TypeError: who was asked returned None (NoneType), not a line of text"
+    assert [(each.text, each.ended) for each in asked.sent] == [("", words)]
+    assert m.encode(asked.sent[0])

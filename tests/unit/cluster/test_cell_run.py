@@ -9,8 +9,8 @@ from hpcnb.cluster.result import RankExit
 from hpcnb.core import messages as m
 from hpcnb.core import watch
 from hpcnb.core.board import Activity, stamp
-from hpcnb.core.diagnosis import Inside, Issues, RankFacts
 from hpcnb.core.grouping import Item
+from hpcnb.core.rank_facts import Inside, Issues, RankFacts
 from hpcnb.core.ranks import RankSet
 
 ALL = RankSet.all(3)

@@ -6,8 +6,9 @@ import pickle
 
 import pytest
 
+from hpcnb import Cluster
 from hpcnb.cluster.check import compared
-from hpcnb.core.errors import OptionError
+from hpcnb.core.errors import ClusterStateError, OptionError
 from hpcnb.core.mesh import MeshSpec
 from hpcnb.core.replicas import Digest
 
@@ -53,3 +54,15 @@ def test_nothing_to_compare_is_said():
         compared(sent([tensor("model.w")]), MESH, ("modl",), None)
     with pytest.raises(OptionError, match="no rank has a module or optimizer"):
         compared(sent([]), MESH, (), None)
+
+
+def test_what_is_given_is_looked_at_before_anybody_is_asked():
+    cluster = Cluster(2)  # not started, which would be told next
+    with pytest.raises(
+        OptionError, match=r"takes the name .* as text, not a dict; for example  cluster\.check\('model'\)"
+    ):
+        cluster.check("model", {"w": 1})
+    with pytest.raises(OptionError, match="takes rng as True or False, not 1"):
+        cluster.check("model", rng=1)
+    with pytest.raises(ClusterStateError, match="is not running"):
+        cluster.check("model", rng=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpcnb.cluster.attach import stop_all
 from hpcnb.cluster.launchers import local
 from hpcnb.cluster.running import RunningAgent, find, read_spec
 from hpcnb.core import alive
@@ -135,18 +138,53 @@ def test_the_root_is_checked(folder):
         find()
 
 
-def test_an_agent_that_is_no_child_is_waited_for_and_killed(folder):
-    import subprocess
+@pytest.fixture
+def agent_process(folder):
+    """A process that holds the folder's lock, as agents do."""
+    source = (
+        "import sys, time; from pathlib import Path; from hpcnb.core import alive, launch; "
+        "alive.hold(launch.RunFolder(Path(sys.argv[1]))); print(flush=True); time.sleep(1000)"
+    )
+    command = [sys.executable, "-c", source, str(folder.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        yield process
+        process.kill()
 
-    process = subprocess.Popen(["sleep", "1000"])
-    agent = RunningAgent(process.pid, folder)
+
+def test_an_agent_that_is_no_child_is_waited_for_and_killed(folder, agent_process):
+    agent = RunningAgent(agent_process.pid, folder)
     assert agent.ended() is None
     assert not agent.wait(0.0)
     agent.kill()
     assert agent.wait(0.0)
     assert agent.ended() == "unknown"
     assert agent.log_lines() == ()
-    process.wait()
+    agent_process.wait()
     agent.signal(9)  # does nothing any more
     with pytest.raises(ProcessLookupError):
-        RunningAgent(process.pid, folder)
+        RunningAgent(agent_process.pid, folder)
+
+
+def test_a_process_that_got_the_number_of_an_agent_is_not_signalled(folder, agent_process, monkeypatch):
+    """The agent ends, and its number is another's, between a look at the lock and taking hold of the process."""
+    stranger = subprocess.Popen(["sleep", "1000"])
+    open_it = os.pidfd_open
+
+    def reused(pid):
+        agent_process.kill()
+        agent_process.wait()
+        assert pid == agent_process.pid
+        return open_it(stranger.pid)
+
+    try:
+        num_open = len(list(Path("/proc/self/fd").iterdir()))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pidfd_open", reused)
+            rows = stop_all()
+        assert [(row.state, row.name) for row in rows] == [("removed", "mine")]
+        assert stranger.poll() is None
+        assert len(list(Path("/proc/self/fd").iterdir())) == num_open
+    finally:
+        stranger.kill()
+        stranger.wait()

@@ -14,7 +14,7 @@ from hpcnb.cluster import waiting
 from hpcnb.cluster.inbox import drive, drive_async
 from hpcnb.cluster.submission import Submitter
 from hpcnb.core import messages as m
-from hpcnb.core.errors import CellInterrupted, ClusterStateError
+from hpcnb.core.errors import CellInterrupted, ClusterStateError, TransferError
 from hpcnb.core.ranks import RankSet
 
 ALL = RankSet.all(2)
@@ -367,3 +367,28 @@ def test_what_another_notebook_mended_is_not_mended_again():
     agent = FakeAgent()
     agent.say(m.Welcome(2, "", "", "", 1, 0, 2, 3, 5, is_broken=True), *rebuilds(6))
     assert not agent.submitter.is_broken
+
+
+@pytest.mark.parametrize("error", [TransferError("Check.rng cannot be a int"), OSError("odd"), KeyboardInterrupt()])
+def test_ranks_that_a_message_could_not_be_sent_to_are_free(error):
+    agent = FakeAgent()
+
+    def fails(_):
+        raise error
+
+    agent.on[m.RunCell] = fails
+    with pytest.raises(type(error)):
+        agent.run()
+    assert not agent.submitter.busy
+    del agent.on[m.RunCell]
+    assert agent.run().ok
+
+
+def test_what_the_agent_refused_is_not_waited_for():
+    agent = FakeAgent()
+    agent.on[m.RunCell] = lambda message: agent.say(
+        m.CellRefused(message.cell, "the node agent refused what it was sent")
+    )
+    with pytest.raises(ClusterStateError, match="the node agent refused what it was sent"):
+        agent.run()
+    assert not agent.submitter.busy

@@ -14,8 +14,8 @@ from hpcnb.cluster.waiting import CellWait, await_ranks
 from hpcnb.core import messages as m
 from hpcnb.core import watch
 from hpcnb.core.board import Activity, stamp
-from hpcnb.core.diagnosis import Inside, Issues, RankFacts
 from hpcnb.core.errors import CellInterrupted, ClusterStateError, LaunchError, LinkError
+from hpcnb.core.rank_facts import Inside, Issues, RankFacts
 from hpcnb.core.ranks import RankSet
 
 ALL = RankSet.all(2)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from hpcnb.core import messages as m
 from hpcnb.core.board import Activity, stamp
-from hpcnb.core.diagnosis import Inside, Issues, RankFacts, diagnose, roots
+from hpcnb.core.diagnosis import diagnose, roots
+from hpcnb.core.rank_facts import Inside, Issues, RankFacts
 from hpcnb.core.ranks import RankSet
 
 CELL = 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import struct
 import types
 import typing
@@ -13,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hpcnb.core import messages as m
+from hpcnb.core.errors import TransferError
 from hpcnb.core.messages import codec
 from hpcnb.core.ranks import RankSet
 
@@ -115,7 +117,8 @@ def test_damaged_messages_are_refused_or_read(message, data):
 
 
 def restart(groups):
-    return m.encode(m.RestartRanks(RankSet([0]), 1, groups, 2))
+    """As somebody packs it who does not look at what groups are."""
+    return msgpack.packb(["RestartRanks", msgpack.ExtType(1, RankSet([0]).to_bytes()), 1, groups, 2])
 
 
 @pytest.mark.parametrize(
@@ -154,6 +157,68 @@ def test_an_oversize_frame_is_refused_before_it_is_read():
 def test_what_is_no_message_value_cannot_be_sent():
     with pytest.raises(TypeError, match="complex cannot be sent in a message"):
         m.encode(m.Answer(1, 1j))
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (m.RankProgress(1, 1, "train", 3.0, 0, 0.0, False), "RankProgress.total cannot be a float"),
+        (m.RankProgress(1, 1, None, 3, 0, 0.0, False), "RankProgress.description cannot be a NoneType"),
+        (m.RankDisplay(1, {1: "x"}, {}, "", False), "RankDisplay.bundle cannot hold that"),
+        (m.Check(1, RankSet([0]), ["model", object()], False), "Check.names cannot hold that"),
+        (m.Check(1, RankSet([0]), ["model"], 1), "Check.rng cannot be a int"),
+        (m.RestartRanks(RankSet([0]), 1, [("3", [0, "1"])], 2), "RestartRanks.groups cannot hold that"),
+        (m.Interrupt(1, RankSet([1 << 16])), "RankSet cannot be sent"),
+        (m.Answer(1 << 64, None), "an int of more than 64 bits cannot be sent"),
+        (m.Answer(1, functools.reduce(lambda inner, _: [inner], range(2000), [])), "Answer cannot be sent: recursion"),
+    ],
+)
+def test_a_slip_is_an_error_where_it_was_made(message, words):
+    """What the other side would refuse is not sent, and one error says which field."""
+    with pytest.raises(TransferError, match=words):
+        m.frame(message)
+
+
+def test_what_is_too_large_for_a_frame_is_not_sent(monkeypatch):
+    monkeypatch.setattr(codec, "MAX_MESSAGE_BYTES", 100)
+    assert m.FrameReader().feed(m.frame(m.Refused("x" * 80)))
+    with pytest.raises(TransferError, match="this is 109 bytes to send; at most 100 are"):
+        m.frame(m.Refused("x" * 98))
+
+
+def test_a_tuple_travels_as_a_list():
+    sent = m.RestartRanks(RankSet([0]), 1, (("3", (0, 1)),), 2)
+    assert m.decode(m.encode(sent)).groups == [["3", [0, 1]]]
+
+
+def framed(packed):
+    return struct.pack("<I", len(packed)) + packed
+
+
+def test_a_bad_frame_is_dropped_and_those_around_it_are_read():
+    before, after, bad = m.frame(m.Follow(1)), m.frame(m.Follow(2)), framed(b"\x92\xa6Follow\xa1x")
+    reader, refused = m.FrameReader(), []
+    assert reader.feed(before + bad + after, refused.append) == [m.Follow(1), m.Follow(2)]
+    assert [str(error) for error in refused] == ["Follow.cell cannot be a str"]
+    with pytest.raises(m.MessageError, match=r"Follow\.cell"):
+        reader.feed(bad)
+    assert reader.feed(after) == [m.Follow(2)]  # not the bad one once more
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "cell"),
+    [
+        (["Check", 7, msgpack.ExtType(1, b"\x01"), ["model"], 1], m.Check, 7),
+        (["Check", 7], m.Check, 7),
+        (["Check", "7", 1, 1, 1], m.Check, 0),
+        (["Ask", 7, 7, 7], m.Ask, 0),
+        (["Foo", 7], None, 0),
+    ],
+)
+def test_a_refusal_knows_the_cell_that_was_named(values, kind, cell):
+    with pytest.raises(m.MessageError) as refused:
+        m.decode(msgpack.packb(values))
+    assert (refused.value.kind, refused.value.cell) == (kind, cell)
 
 
 def test_lone_surrogates_travel_escaped():

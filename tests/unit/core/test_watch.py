@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcnb.core.board import Activity, stamp
-from hpcnb.core.diagnosis import Inside, Issues, RankFacts
+from hpcnb.core.rank_facts import Inside, Issues, RankFacts
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.watch import (
     BoundaryFound,

@@ -18,9 +18,9 @@ from hpcnb.core.board import (
     new_board,
     stamp,
 )
-from hpcnb.core.diagnosis import Inside, Issues, RankFacts
 from hpcnb.core.launch import RunFolder
 from hpcnb.core.messages import RankReady
+from hpcnb.core.rank_facts import Inside, Issues, RankFacts
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.spans import RankState, RingReader, RingWriter
 from hpcnb.node import observer as observer_module

@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from hpcnb.core.launch import RunFolder
-from hpcnb.core.messages import RankReady, Text, frame
+from hpcnb.core.messages import MessageError, RankReady, Text, frame
 from hpcnb.core.spans import SPAN, RingReader, RingWriter, ring_bytes
 from hpcnb.node import rank_process
 from hpcnb.node.rank_process import RankProcess
@@ -109,6 +109,25 @@ def test_messages_of_a_socket_in_pieces(process):
     theirs.close()
     assert process.read_messages() == []
     assert process.descriptors == []
+
+
+def test_a_bad_message_is_refused_and_a_stream_that_is_lost_is_read_no_more(process):
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    process._cells = ours
+    text, bad = Text(1, "stdout", "hello"), b"\x03\x00\x00\x00abc"
+    refused = []
+    for _ in range(2):
+        theirs.sendall(frame(text) + bad + frame(text))
+        assert process.read_messages(refused.append) == [text, text]
+    assert len(refused) == 2
+    theirs.sendall(b"\xff" * 8)
+    with pytest.raises(MessageError, match="frame of 4294967295 bytes"):
+        process.read_messages(refused.append)
+    assert process.descriptors == []
+    assert process.read_messages(refused.append) == []
+    assert len(refused) == 2
+    theirs.close()
 
 
 def test_a_socket_that_does_not_take_all_is_sent_the_rest(process):
