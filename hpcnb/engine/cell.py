@@ -167,18 +167,24 @@ class CellRunner:
 
     async def _run_awaiting(self, message: RunCell) -> None:
         start_ns = self._enter(message.cell)
-        self._begin_source(message)
-        transformed = self._shell.transform_cell(message.source)
-        task: asyncio.Task[ExecutionResult] = asyncio.ensure_future(
-            self._shell.run_cell_async(message.source, store_history=False, transformed_cell=transformed)
-        )
+        outcome: _Outcome | None = None
         try:
-            self._interrupts.begin(message.cell, task)
-            outcome = self._outcome_of(await task, want_pickle=message.want_pickles)
-        except asyncio.CancelledError as error:
-            outcome = _Outcome(error=error)
-        finally:
+            try:
+                self._begin_source(message)
+                transformed = self._shell.transform_cell(message.source)
+                task: asyncio.Task[ExecutionResult] = asyncio.ensure_future(
+                    self._shell.run_cell_async(message.source, store_history=False, transformed_cell=transformed)
+                )
+                self._interrupts.begin(message.cell, task)
+                result = await task
+                self._interrupts.awaited()
+                outcome = self._outcome_of(result, want_pickle=message.want_pickles)
+            except BaseException as error:  # noqa: BLE001 - becomes the reply; the engine lives on
+                outcome = _Outcome(error=error)
             self._interrupts.end()
+        except KeyboardInterrupt as error:  # between two lines above
+            self._interrupts.end()
+            outcome = outcome or _Outcome(error=error)
         if self._interrupts.cancelled and isinstance(outcome.error, asyncio.CancelledError):
             outcome.error = KeyboardInterrupt().with_traceback(outcome.error.__traceback__)
         self._debugger.end()
@@ -268,7 +274,8 @@ class CellRunner:
         outcome = _Outcome(error=error)
         if self._hook.bundle is not None and error is None:
             data, metadata = self._hook.bundle
-            outcome.text = data.get("text/plain", "")
+            text = data.get("text/plain", "")
+            outcome.text = text if isinstance(text, str) else repr(text)  # as a _repr_mimebundle_ may have it
             outcome.has_value = True
             if data.keys() - {"text/plain"}:
                 self._send_display(data, {**metadata, "hpcnb_value": True}, "", False)
@@ -311,12 +318,14 @@ class CellRunner:
     def _send_clear(self, wait: bool) -> None:  # noqa: FBT001 - IPython's order
         for stream in self._streams:
             stream.flush()
-        self._link.send(RankClear(self._recorder.cell, wait))
+        self._link.send(RankClear(self._recorder.cell, bool(wait)))
 
     def _send_display(self, data: dict[str, Any], metadata: dict[str, Any], display_id: str, update: bool) -> None:  # noqa: FBT001
         for stream in self._streams:
             stream.flush()
-        self._link.send(RankDisplay(self._recorder.cell, data, metadata, display_id, update))
+        cell = self._recorder.cell
+        # whoever says what the agent cannot believe is ended; a cell says what it likes
+        self._link.send(RankDisplay(cell, _keyed(data), _keyed(metadata), str(display_id), bool(update)))
 
 
 class _Outcome:
@@ -337,6 +346,10 @@ class _Outcome:
         self.pickled = b""
         self.problem = ""
         self.notices = notices
+
+
+def _keyed(bundle: dict[Any, Any]) -> dict[str, Any]:
+    return {str(key): value for key, value in bundle.items()}
 
 
 def _pickle(value: object) -> tuple[bytes, str]:

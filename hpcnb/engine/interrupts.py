@@ -95,6 +95,10 @@ class Interrupts:
         self.cancelled = True
         task.cancel()
 
+    def awaited(self) -> None:
+        """The cell's task is done, and the rest of the cell awaits nothing: from now on a signal raises."""
+        self._task = None
+
     def end(self) -> None:
         """Cell code is over; a later signal means nothing."""
         self._cell = 0
