@@ -215,6 +215,63 @@ def test_one_press_brings_the_prompt_back_from_a_deaf_rank(cluster4, how):
         check(cluster4, new=[1])
 
 
+@pytest.mark.parametrize("pause_s", [0.05, 0.3, 0.8])
+def test_two_presses_end_no_rank_that_answers_the_second(cluster4, pause_s):
+    source = """
+import time
+try: time.sleep(60)
+except KeyboardInterrupt: time.sleep(60)
+"""
+    with whole_afterwards(cluster4), pressed(cluster4, 0.5, pause_s):
+        result = cluster4.run(source, timeout_s=30)
+    text = result.failure_text()
+    assert result.exits == {}, text
+    assert not result.busy, text
+    assert result.interrupted
+
+
+IN_DEL = """
+import time
+class Slow:
+    def __del__(self): time.sleep(5)
+kept = Slow()
+del kept
+time.sleep(60)
+"""
+IN_CALLBACK = """
+import asyncio, time
+pauses = iter((5, 5))
+slow = lambda: time.sleep(next(pauses, 0))
+get_ipython().events.register('pre_execute', slow)
+"""
+NO_CALLBACK = "get_ipython().events.unregister('pre_execute', slow)"
+
+
+def stops(cluster, source):
+    began_s = time.monotonic()
+    with whole_afterwards(cluster), pressed(cluster, 0.5):
+        result = cluster.run(source, timeout_s=30)
+    text = result.failure_text()
+    assert result.interrupted, text
+    assert not result.busy, text
+    assert result.exits == {}, text
+    assert time.monotonic() - began_s < 3.0
+
+
+def test_an_interrupt_that_python_swallows_stops_the_cell(cluster2):
+    stops(cluster2, IN_DEL)
+    stops(cluster2, f"import asyncio\nawait asyncio.sleep(0)\n{IN_DEL}")
+
+
+def test_an_interrupt_that_ipython_swallows_stops_the_cell(cluster2):
+    run(cluster2, IN_CALLBACK)
+    try:
+        stops(cluster2, "time.sleep(60)")
+        stops(cluster2, "await asyncio.sleep(60)")
+    finally:
+        cluster2.run(NO_CALLBACK, timeout_s=20)
+
+
 @pytest.mark.parametrize("how", DEAF)
 def test_two_presses_show_stacks_and_replace_a_deaf_rank(cluster4, how):
     with whole_afterwards(cluster4):
