@@ -509,6 +509,36 @@ def test_works_that_nobody_waits_for_while_one_rank_has_left(cluster3, trouble):
     check(cluster3)
 
 
+#: Ways to wait for ``work`` other than its own wait()
+OTHER_WAITS = {
+    "its future": "work.get_future().wait()",
+    "what follows from its future": "work.get_future().then(lambda future: future.value()[0] + 1).wait()",
+    "asking": "while not work.is_completed(): pass",
+    "asking now and then": "while not work.is_completed(): time.sleep(0.1)",
+}
+
+
+@pytest.mark.parametrize("wait", OTHER_WAITS.values(), ids=OTHER_WAITS)
+def test_other_ways_to_wait_are_right_and_are_released(cluster3, wait):
+    source = f"""
+{{}}
+work = dist.all_reduce(x := torch.ones(2), async_op=True)
+{wait}
+x.sum().item()
+"""
+    late = "if rank == 1: time.sleep(1.5)"  # longer than the grace period
+    assert run(
+        cluster3, f"import time\nimport torch, torch.distributed as dist{source.format(late)}"
+    ).values == dict.fromkeys(range(3), "6.0")
+    left = "if rank == 1: raise ValueError('mine')"
+    fails(cluster3, source.format(left), "rank 1 .*raised +ValueError", "ranks 0,2 were in +all_reduce #1 .* released")
+    with pressed(cluster3, 0.5):
+        result = cluster3.run(source.format("if rank == 1: time.sleep(60)"), timeout_s=_DEADLINE_S)
+    assert result.interrupted, result.failure_text()
+    assert not result.busy
+    check(cluster3)
+
+
 def test_a_rank_that_runs_far_ahead_of_a_receiver(cluster3):
     """As on plain gloo: messages are under way before the other looks for them."""
     source = """
