@@ -12,7 +12,7 @@ import pytest
 
 from hpcnb import Cluster
 from hpcnb.cluster import recovery
-from hpcnb.core.errors import OptionError
+from hpcnb.core.errors import ClusterStateError, OptionError
 from hpcnb.core.ranks import RankSet
 from tests.engines.scenarios import CHECK, PLACES, SETUP, setup_of
 
@@ -193,6 +193,19 @@ if rank == 1:
 dist.all_reduce(torch.ones(8))
 """,
 }
+
+
+def test_a_rank_that_dies_while_groups_are_built_again_holds_nobody(cluster3):
+    run(cluster3, SETUP)
+    run(
+        cluster3, "import hpcnb.engine.groups\nif rank == 1: hpcnb.engine.groups.rebuild_groups = lambda _: os._exit(3)"
+    )
+    began_s = time.monotonic()
+    with pytest.raises(ClusterStateError, match=r"^rank 1 ended its process with status 3 meanwhile$"):
+        cluster3.recover()
+    assert time.monotonic() - began_s < 5.0
+    cluster3.restart_rank(1)
+    check(cluster3, new=[1])
 
 
 @pytest.mark.parametrize("how", DEAF)
