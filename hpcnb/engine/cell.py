@@ -274,8 +274,7 @@ class CellRunner:
         outcome = _Outcome(error=error)
         if self._hook.bundle is not None and error is None:
             data, metadata = self._hook.bundle
-            text = data.get("text/plain", "")
-            outcome.text = text if isinstance(text, str) else repr(text)  # as a _repr_mimebundle_ may have it
+            outcome.text = data.get("text/plain", "")
             outcome.has_value = True
             if data.keys() - {"text/plain"}:
                 self._send_display(data, {**metadata, "hpcnb_value": True}, "", False)
@@ -318,14 +317,12 @@ class CellRunner:
     def _send_clear(self, wait: bool) -> None:  # noqa: FBT001 - IPython's order
         for stream in self._streams:
             stream.flush()
-        self._link.send(RankClear(self._recorder.cell, bool(wait)))
+        self._link.send(RankClear(self._recorder.cell, wait))
 
     def _send_display(self, data: dict[str, Any], metadata: dict[str, Any], display_id: str, update: bool) -> None:  # noqa: FBT001
         for stream in self._streams:
             stream.flush()
-        cell = self._recorder.cell
-        # whoever says what the agent cannot believe is ended; a cell says what it likes
-        self._link.send(RankDisplay(cell, _keyed(data), _keyed(metadata), str(display_id), bool(update)))
+        self._link.send(RankDisplay(self._recorder.cell, data, metadata, display_id, update))
 
 
 class _Outcome:
@@ -346,10 +343,6 @@ class _Outcome:
         self.pickled = b""
         self.problem = ""
         self.notices = notices
-
-
-def _keyed(bundle: dict[Any, Any]) -> dict[str, Any]:
-    return {str(key): value for key, value in bundle.items()}
 
 
 def _pickle(value: object) -> tuple[bytes, str]:

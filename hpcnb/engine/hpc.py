@@ -119,7 +119,7 @@ class Hpc:
         """
         if total is None:
             total = len(iterable) if isinstance(iterable, Sized) else -1
-        return self._turns(iter(iterable), str(description), int(total))
+        return self._turns(iter(iterable), description, total)
 
     def _turns(self, iterator: Iterator[_T], description: str, total: int) -> Iterator[_T]:
         recorder = self._recorder

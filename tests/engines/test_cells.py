@@ -54,36 +54,14 @@ def test_top_level_await(cluster2):
     assert run(cluster2, "import asyncio\nawait asyncio.sleep(0.01)\nrank").values == {0: "0", 1: "1"}
 
 
-ODD_VALUES = {
-    "a bundle that cannot be sent": ("'text/plain': 'odd', 'text/html': {1}", "TypeError"),
-    "a bundle whose text is none": ("'text/plain': {1}", None),
-    "a bundle of odd keys": ("'text/plain': 'odd', 1: 'one'", None),
-}
-
-
 @pytest.mark.parametrize("first", ["", "import asyncio\nawait asyncio.sleep(0)\n"], ids=["plain", "awaiting"])
-@pytest.mark.parametrize(("bundle", "error"), ODD_VALUES.values(), ids=ODD_VALUES)
-def test_a_cell_ends_whatever_its_value_says_of_itself(cluster2, first, bundle, error):
-    source = f"{first}class Odd:\n    def _repr_mimebundle_(self, **_):\n        return {{{bundle}}}\nOdd()"
+def test_a_cell_whose_value_cannot_be_sent_ends(cluster2, first):
+    bundle = "{'text/plain': 'odd', 'text/html': {1}}"
+    source = f"{first}class Odd:\n    def _repr_mimebundle_(self, **_):\n        return {bundle}\nOdd()"
     result = cluster2.run(source, timeout_s=5)
-    assert result.timeout_s is None, result.failure_text()
-    assert not result.busy
-    if error:
-        assert error in result.failure_text()
-    else:
-        assert result.ok, result.failure_text()
+    assert set(result.errors) == {0, 1}
+    assert result.timeout_s is None
     assert run(cluster2, "rank").values == {0: "0", 1: "1"}
-
-
-def test_a_cell_may_show_what_it_likes(cluster2):
-    source = """
-from IPython.display import clear_output, display
-clear_output(wait=1)
-display({1: "one"}, raw=True)
-display({"text/plain": "two"}, raw=True, metadata={2: 3}, display_id=4)
-list(hpc.progress(range(2), 5, total=2.0))
-"""
-    assert len([item for item in run(cluster2, source).items if item.kind == "display"]) >= 2
 
 
 def test_a_value_that_awaits_to_be_pickled_can_be_interrupted(cluster2):
