@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hpcnb.core.errors import CollectiveAborted
+
 if TYPE_CHECKING:
     from hpcnb.engine.guard import Guard
     from hpcnb.engine.recorder import Operation, Recorder
@@ -38,6 +40,7 @@ class WatchedFuture(torch.futures.Future[Any]):
         self._operation = operation
         self._recorder = recorder
         self._guard = guard
+        self._generation = guard.generation
         theirs.add_done_callback(self._take)
 
     def _take(self, theirs: Any) -> None:
@@ -71,12 +74,26 @@ class WatchedFuture(torch.futures.Future[Any]):
             with self._explaining(began_ns, in_wait=True):
                 pause_s = _FIRST_PAUSE_S
                 while not self.done():
+                    if self._is_old():
+                        raise self._outdated()
                     self._guard.check()
                     time.sleep(pause_s)
                     pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
             is_over = True
         finally:
             recorder.end_wait(operation, began_ns, failed=not is_over)
+
+    def _is_old(self) -> bool:
+        """Whether groups have been built again since: its connections are gone."""
+        return self._generation != self._guard.generation
+
+    def _outdated(self) -> CollectiveAborted:
+        operation = self._recorder.words(self._operation)
+        error = CollectiveAborted(
+            f"{operation} cannot be completed: process groups have been built again since it was called"
+        )
+        error.operation = operation
+        return error
 
     @contextlib.contextmanager
     def _explaining(self, began_ns: int, *, in_wait: bool) -> Iterator[None]:
@@ -86,7 +103,11 @@ class WatchedFuture(torch.futures.Future[Any]):
             yield
         except BaseException as error:  # noqa: BLE001 - raised again
             waited_s = recorder.seconds_since(began_ns) if began_ns else 0.0
-            explained = self._guard.explained(error, recorder.words(self._operation), waited_s, in_wait=in_wait)
+            explained = error
+            if not self._is_old():
+                explained = self._guard.explained(error, recorder.words(self._operation), waited_s, in_wait=in_wait)
+            elif isinstance(error, RuntimeError):  # says nothing of the groups as they are now
+                explained = self._outdated()
             try:
                 if explained is error:
                     raise

@@ -211,6 +211,18 @@ def test_what_the_backend_raises_in_the_future_is_told_in_words(rank):
         rank.work(Inner(future=lost)).get_future().wait()
 
 
+@pytest.mark.parametrize("how", ["is never over", "has failed"])
+def test_the_future_of_connections_that_were_replaced_breaks_nothing(rank, how):
+    inner = torch.futures.Future()
+    future = rank.work(Inner(future=inner)).get_future()
+    rank.guard.mend(2)
+    if how == "has failed":
+        inner.set_exception(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"))
+    with pytest.raises(CollectiveAborted, match="process groups have been built again since it was called$"):
+        future.wait()
+    assert rank.guard.broken == ""
+
+
 def test_asking_again_and_again_is_a_wait(rank, monkeypatch):
     now_ns = iter([1, 2_000_000_000, 2_100_000_000, 2_100_000_001, 2_200_000_000, 5_000_000_000])
     work = rank.work(Inner())
