@@ -218,7 +218,7 @@ def test_the_future_of_connections_that_were_replaced_breaks_nothing(rank, how):
     rank.guard.mend(2)
     if how == "has failed":
         inner.set_exception(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"))
-    with pytest.raises(CollectiveAborted, match="process groups have been built again since it was called$"):
+    with pytest.raises(CollectiveAborted, match=r"process groups have been built again since it was called$"):
         future.wait()
     assert rank.guard.broken == ""
 
