@@ -17,6 +17,7 @@ from hpcnb.core.errors import CellFailed, CellInterrupted, ClusterStateError, Op
 from hpcnb.core.ranks import RankSet
 
 if TYPE_CHECKING:
+    from hpcnb.cluster.result import CellResult
     from hpcnb.cluster.submission import Submitter
 
 __all__ = ["Restarted", "built", "mend", "rebuild", "restart"]
@@ -34,7 +35,7 @@ async def rebuild(submitter: Submitter, ranks: RankSet, dead: RankSet) -> tuple[
     """Build the process groups of ``ranks`` again; returns the new generation, and what ranks have to say.
 
     Raises:
-        ClusterStateError: A rank is busy.
+        ClusterStateError: A rank is busy, or ended meanwhile.
         CellFailed: Building failed on a rank.
     """
     held = await _holdings(submitter, ranks)
@@ -44,9 +45,19 @@ async def rebuild(submitter: Submitter, ranks: RankSet, dead: RankSet) -> tuple[
         ranks,
         label="recover",
         timeout_s=_REBUILD_S,
+        needs=ranks,  # each waits for all others
     )
-    result.raise_for_errors()
+    _raise_for_errors(result)
     return generation, [f"{noticing.words()}: {notice}" for notice, noticing in result.notices.items()]
+
+
+def _raise_for_errors(result: CellResult) -> None:
+    """As ``raise_for_errors``, but where a rank ended, the others were given up because of that."""
+    if result.exit_details:
+        ended = " and ".join(f"rank {rank} {how}" for rank, how in sorted(result.exit_details.items()))
+        msg = f"{ended} meanwhile"
+        raise ClusterStateError(msg)
+    result.raise_for_errors()
 
 
 async def mend(submitter: Submitter) -> tuple[bool, list[str]]:
@@ -126,7 +137,7 @@ async def restart(submitter: Submitter, ranks: RankSet) -> Restarted:
     Raises:
         OptionError: No such rank, or no rank.
         CellInterrupted: Ctrl-C was pressed before the new ranks were ready.
-        ClusterStateError: Another rank is busy.
+        ClusterStateError: Another rank is busy, or ended meanwhile.
         LaunchError: A new rank ended before it was ready.
     """
     others = submitter.alive - ranks
@@ -152,11 +163,13 @@ async def restart(submitter: Submitter, ranks: RankSet) -> Restarted:
                     cell, on, generation, dead, ranks, held.num_groups, held.partial
                 ),
                 others, label="recover",
-                timeout_s=_RESTART_S, needs=ranks,
+                timeout_s=_RESTART_S, needs=ranks | others,
             )  # fmt: skip
+            if result.exit_details:  # then the new ones wait in vain as well
+                _raise_for_errors(result)
         await waiting.await_ranks(inbox, ranks, timeout_s=_RESTART_S)
         if others:
-            result.raise_for_errors()
+            _raise_for_errors(result)
     took_s = time.perf_counter() - began_s
     replayed, failed = await _replay(submitter, ranks)
     try:
@@ -180,7 +193,7 @@ async def _holdings(submitter: Submitter, ranks: RankSet) -> _Holdings:
     if not ranks:
         return _Holdings(0, {}, [], set())
     listed = await submitter.serve(m.ListGroups, ranks, label="list of groups", timeout_s=_REBUILD_S)
-    listed.raise_for_errors()
+    _raise_for_errors(listed)
     by_rank = listed.objects()
     groups = {name: members for _, known, _ in by_rank.values() for name, members in known}
     known_by = {rank: {name for name, _ in known} for rank, (_, known, _) in by_rank.items()}

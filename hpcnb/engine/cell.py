@@ -169,18 +169,24 @@ class CellRunner:
 
     async def _run_awaiting(self, message: RunCell) -> None:
         start_ns = self._enter(message.cell)
-        self._begin_source(message)
-        transformed = self._shell.transform_cell(message.source)
-        task: asyncio.Task[ExecutionResult] = asyncio.ensure_future(
-            self._shell.run_cell_async(message.source, store_history=False, transformed_cell=transformed)
-        )
+        outcome: _Outcome | None = None
         try:
-            self._interrupts.begin(message.cell, task)
-            outcome = self._outcome_of(await task, want_pickle=message.want_pickles)
-        except (asyncio.CancelledError, TransferError) as error:  # the second: a value that cannot be displayed
-            outcome = _Outcome(error=error)
-        finally:
+            try:
+                self._begin_source(message)
+                transformed = self._shell.transform_cell(message.source)
+                task: asyncio.Task[ExecutionResult] = asyncio.ensure_future(
+                    self._shell.run_cell_async(message.source, store_history=False, transformed_cell=transformed)
+                )
+                self._interrupts.begin(message.cell, task)
+                result = await task
+                self._interrupts.awaited()
+                outcome = self._outcome_of(result, want_pickle=message.want_pickles)
+            except BaseException as error:  # noqa: BLE001 - becomes the reply; the engine lives on
+                outcome = _Outcome(error=error)
             self._interrupts.end()
+        except KeyboardInterrupt as error:  # between two lines above
+            self._interrupts.end()
+            outcome = outcome or _Outcome(error=error)
         if self._interrupts.cancelled and isinstance(outcome.error, asyncio.CancelledError):
             outcome.error = KeyboardInterrupt().with_traceback(outcome.error.__traceback__)
         self._debugger.end()

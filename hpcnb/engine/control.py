@@ -64,7 +64,7 @@ class Control:
     def hear(self, message: Message) -> None:
         """A message for the link thread."""
         if isinstance(message, InterruptCell):
-            self._interrupts.interrupt(message.cell)
+            self._interrupts.interrupt(message.cell, message.number)
         elif isinstance(message, InputReply):
             self._prompter.answer(message)
         elif isinstance(message, ReleaseRank):

@@ -28,6 +28,9 @@ __all__ = ["CELL_FILE_PREFIX", "OpenSpan", "Operation", "Recorder"]
 #: Cells are compiled under ``<cell 3>``: the same name on every rank, so that tracebacks can be grouped.
 CELL_FILE_PREFIX = "<cell "
 
+#: Who asks whether an operation is over, for so long and with pauses no longer than this, waits for it.
+_ASKS_NS, _PAUSE_NS = 100_000_000, 1_000_000_000
+
 #: Names of ``hpc.span`` that are categories of the breakdown.
 _CATEGORY_BY_NAME = {
     "forward": Category.FORWARD,
@@ -117,6 +120,7 @@ class Recorder:
         self._backward: Backward | None = None
         self._num_buckets = 0
         self._completing = threading.Lock()
+        self._asked: tuple[Operation | None, int, int] = (None, 0, 0)  # and when for the first and for the last time
 
     # --- spans of the main thread ---------------------------------------------------------------------------
 
@@ -276,6 +280,23 @@ class Recorder:
             self.ring.leave_communication()
         operation.end_ns = operation.end_ns or now_ns
         self._write_operation(operation)
+
+    def asked(self, operation: Operation, *, is_over: bool) -> None:
+        """A cell asks whether the operation is over. One that asks again and again is said to be in it."""
+        if operation.flags & Flag.OTHER_THREAD or threading.get_ident() != self.main_thread:
+            return
+        now_ns = perf_counter_ns()
+        asked, first_ns, last_ns = self._asked
+        if is_over:
+            if asked is operation:
+                self._asked = (None, 0, 0)
+                self.ring.leave_communication()
+            return
+        if asked is not operation or now_ns - last_ns > _PAUSE_NS:
+            first_ns = now_ns
+        self._asked = (operation, first_ns, now_ns)
+        if now_ns - first_ns > _ASKS_NS:
+            self.begin_wait(operation)
 
     @contextlib.contextmanager
     def inside(self, operation: Operation) -> Iterator[int]:

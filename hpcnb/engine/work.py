@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from hpcnb.engine.futures import WatchedFuture
+
 if TYPE_CHECKING:
     from hpcnb.engine.guard import Guard
     from hpcnb.engine.recorder import Operation, Recorder
@@ -24,7 +26,7 @@ __all__ = ["AnySourceWork", "RecordedWork"]
 _SLICE = datetime.timedelta(milliseconds=100)
 _SLICE_OVER = "Operation timed out"
 #: What a Work can do besides waiting; handed through to the inner work
-_WORK_METHODS = ("is_completed", "is_success", "exception", "result", "source_rank", "synchronize", "abort", "boxed")
+_WORK_METHODS = ("is_success", "exception", "result", "source_rank", "synchronize", "abort", "boxed")
 
 
 class RecordedWork(dist.Work):
@@ -96,12 +98,23 @@ class RecordedWork(dist.Work):
         operation, recorder = self._operation, self._recorder
         future.add_done_callback(lambda _: recorder.completed(operation))
 
+    def is_completed(self) -> bool:
+        done = bool(self._inner.is_completed())
+        recorder, operation = self._recorder, self._operation
+        if operation.backward is None:
+            recorder.asked(operation, is_over=done)  # a cell may ask until it is, which is a wait as well
+            if self._guard.broken and not (done and self._inner.is_success()):  # released, it ends without a result
+                raise self._guard.error(recorder.words(operation), recorder.seconds_since(operation.start_ns))
+        return done
+
     def get_future(self) -> torch.futures.Future[Any]:
         self._recorder.waited_through_future(self._operation)
         future = self._inner.get_future()
         self._operation.is_done = future.done
         tensors = self.tensors
         self._operation.abandon = lambda: future.set_result(tensors)
+        if self._operation.backward is None and self._in_slices:  # else it is waited for in C++, or on a stream
+            return WatchedFuture(future, self._operation, self._recorder, self._guard)
         return future
 
     def getFuture(self) -> torch.futures.Future[Any]:  # noqa: N802 - the name C++ looks for

@@ -21,7 +21,8 @@ Order = m.Interrupt | m.StopAtBoundary | m.Release | m.LookAt | m.Continue | m.E
 def interrupt(process: RankProcess) -> None:
     """Stop the cell that this rank runs."""
     # first the number of the cell: the rank may be about to begin it, or have ended it when the signal arrives
-    process.send_control(m.InterruptCell(process.cell))
+    process.num_interrupts += 1
+    process.send_control(m.InterruptCell(process.cell, process.num_interrupts))
     process.signal(signal.SIGINT)  # the link thread cannot run while C code holds the interpreter lock
 
 

@@ -43,6 +43,7 @@ class RankProcess:
         ready: Its announcement that it runs cells.
         status: How the process ended, as ``Popen.returncode``; None while it lives.
         cell: The cell it runs; 0 if none.
+        num_interrupts: How often its cells have been interrupted.
     """
 
     rank: int
@@ -52,6 +53,7 @@ class RankProcess:
     ready: RankReady | None = None
     status: int | None = None
     cell: int = 0
+    num_interrupts: int = 0
     last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=20))
     _pidfd: int = -1
     _cells: socket.socket | None = None

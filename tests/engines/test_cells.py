@@ -101,6 +101,31 @@ def test_top_level_await(cluster2):
     assert run(cluster2, "import asyncio\nawait asyncio.sleep(0.01)\nrank").values == {0: "0", 1: "1"}
 
 
+@pytest.mark.parametrize("first", ["", "import asyncio\nawait asyncio.sleep(0)\n"], ids=["plain", "awaiting"])
+def test_a_cell_whose_value_cannot_be_sent_ends(cluster2, first):
+    bundle = "{'text/plain': 'odd', 'text/html': {1}}"
+    source = f"{first}class Odd:\n    def _repr_mimebundle_(self, **_):\n        return {bundle}\nOdd()"
+    result = cluster2.run(source, timeout_s=5)
+    assert set(result.errors) == {0, 1}
+    assert result.timeout_s is None
+    assert run(cluster2, "rank").values == {0: "0", 1: "1"}
+
+
+def test_a_value_that_awaits_to_be_pickled_can_be_interrupted(cluster2):
+    source = """
+import asyncio
+await asyncio.sleep(0)
+class Slow:
+    def __reduce__(self):
+        import time
+        time.sleep(60)
+Slow()
+"""
+    result = cluster2.execute(CellRequest(source, timeout_s=1, want_pickles=True))
+    assert not result.busy, result.failure_text()
+    assert result.timeout_s == 1
+
+
 def test_shell_and_magics(cluster2):
     result = run(cluster2, "!echo from a shell\nanswer = %sx echo 42\nanswer[0]")
     assert ("0,1", "from a shell") in texts(result)

@@ -12,7 +12,7 @@ import pytest
 
 from hpcnb import Cluster
 from hpcnb.cluster import recovery
-from hpcnb.core.errors import OptionError
+from hpcnb.core.errors import ClusterStateError, OptionError
 from hpcnb.core.ranks import RankSet
 from tests.engines.scenarios import CHECK, PLACES, SETUP, setup_of
 
@@ -195,6 +195,19 @@ dist.all_reduce(torch.ones(8))
 }
 
 
+def test_a_rank_that_dies_while_groups_are_built_again_holds_nobody(cluster3):
+    run(cluster3, SETUP)
+    run(
+        cluster3, "import hpcnb.engine.groups\nif rank == 1: hpcnb.engine.groups.rebuild_groups = lambda _: os._exit(3)"
+    )
+    began_s = time.monotonic()
+    with pytest.raises(ClusterStateError, match=r"^rank 1 ended its process with status 3 meanwhile$"):
+        cluster3.recover()
+    assert time.monotonic() - began_s < 5.0
+    cluster3.restart_rank(1)
+    check(cluster3, new=[1])
+
+
 @pytest.mark.parametrize("how", DEAF)
 def test_one_press_brings_the_prompt_back_from_a_deaf_rank(cluster4, how):
     with whole_afterwards(cluster4):
@@ -213,6 +226,63 @@ def test_one_press_brings_the_prompt_back_from_a_deaf_rank(cluster4, how):
         replaced = cluster4.restart_rank(1)
         assert replaced.ranks == RankSet([1])
         check(cluster4, new=[1])
+
+
+@pytest.mark.parametrize("pause_s", [0.05, 0.3, 0.8])
+def test_two_presses_end_no_rank_that_answers_the_second(cluster4, pause_s):
+    source = """
+import time
+try: time.sleep(60)
+except KeyboardInterrupt: time.sleep(60)
+"""
+    with whole_afterwards(cluster4), pressed(cluster4, 0.5, pause_s):
+        result = cluster4.run(source, timeout_s=30)
+    text = result.failure_text()
+    assert result.exits == {}, text
+    assert not result.busy, text
+    assert result.interrupted
+
+
+IN_DEL = """
+import time
+class Slow:
+    def __del__(self): time.sleep(5)
+kept = Slow()
+del kept
+time.sleep(60)
+"""
+IN_CALLBACK = """
+import asyncio, time
+pauses = iter((5, 5))
+slow = lambda: time.sleep(next(pauses, 0))
+get_ipython().events.register('pre_execute', slow)
+"""
+NO_CALLBACK = "get_ipython().events.unregister('pre_execute', slow)"
+
+
+def stops(cluster, source):
+    began_s = time.monotonic()
+    with whole_afterwards(cluster), pressed(cluster, 0.5):
+        result = cluster.run(source, timeout_s=30)
+    text = result.failure_text()
+    assert result.interrupted, text
+    assert not result.busy, text
+    assert result.exits == {}, text
+    assert time.monotonic() - began_s < 3.0
+
+
+def test_an_interrupt_that_python_swallows_stops_the_cell(cluster2):
+    stops(cluster2, IN_DEL)
+    stops(cluster2, f"import asyncio\nawait asyncio.sleep(0)\n{IN_DEL}")
+
+
+def test_an_interrupt_that_ipython_swallows_stops_the_cell(cluster2):
+    run(cluster2, IN_CALLBACK)
+    try:
+        stops(cluster2, "time.sleep(60)")
+        stops(cluster2, "await asyncio.sleep(60)")
+    finally:
+        cluster2.run(NO_CALLBACK, timeout_s=20)
 
 
 @pytest.mark.parametrize("how", DEAF)
@@ -449,6 +519,36 @@ def test_works_that_nobody_waits_for(cluster3):
 def test_works_that_nobody_waits_for_while_one_rank_has_left(cluster3, trouble):
     run(cluster3, SETUP)
     cluster3.run(f"x = torch.ones(1)\nif rank == 0: {trouble}\nelse: work = dist.all_reduce(x, async_op=True)")
+    check(cluster3)
+
+
+#: Ways to wait for ``work`` other than its own wait()
+OTHER_WAITS = {
+    "its future": "work.get_future().wait()",
+    "what follows from its future": "work.get_future().then(lambda future: future.value()[0] + 1).wait()",
+    "asking": "while not work.is_completed(): pass",
+    "asking now and then": "while not work.is_completed(): time.sleep(0.1)",
+}
+
+
+@pytest.mark.parametrize("wait", OTHER_WAITS.values(), ids=OTHER_WAITS)
+def test_other_ways_to_wait_are_right_and_are_released(cluster3, wait):
+    source = f"""
+{{}}
+work = dist.all_reduce(x := torch.ones(2), async_op=True)
+{wait}
+x.sum().item()
+"""
+    late = "if rank == 1: time.sleep(1.5)"  # longer than the grace period
+    assert run(
+        cluster3, f"import time\nimport torch, torch.distributed as dist{source.format(late)}"
+    ).values == dict.fromkeys(range(3), "6.0")
+    left = "if rank == 1: raise ValueError('mine')"
+    fails(cluster3, source.format(left), "rank 1 .*raised +ValueError", "ranks 0,2 were in +all_reduce #1 .* released")
+    with pressed(cluster3, 0.5):
+        result = cluster3.run(source.format("if rank == 1: time.sleep(60)"), timeout_s=_DEADLINE_S)
+    assert result.interrupted, result.failure_text()
+    assert not result.busy
     check(cluster3)
 
 

@@ -134,6 +134,7 @@ class InterruptCell(Message):
     """For a rank's link thread: raise KeyboardInterrupt in this cell, also if it has not begun yet."""
 
     cell: int
+    number: int  # of interrupts of this process, from 1
 
 
 @message

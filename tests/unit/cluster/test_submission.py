@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,9 @@ from hpcnb.core.errors import CellInterrupted, ClusterStateError, TransferError
 from hpcnb.core.ranks import RankSet
 
 ALL = RankSet.all(2)
+INTERRUPTED = {
+    "ename": "KeyboardInterrupt", "evalue": "", "cell": "", "line": 0, "code": "", "traceback": "", "key": "",
+}  # fmt: skip
 
 
 def answer(cell, rank, *, is_broken=False, value_pickle=b"", error=None):
@@ -193,14 +197,11 @@ def test_ctrl_c_between_two_messages_of_mending():
 def test_ctrl_c_while_ranks_build_groups():
     agent = FakeAgent()
     agent.on[m.RunCell] = agent.breaks
-    interrupted = {
-        "ename": "KeyboardInterrupt", "evalue": "", "cell": "", "line": 0, "code": "", "traceback": "", "key": "",
-    }  # fmt: skip
 
     def stops(message):
         number = agent.sent[-2].cell
         agent.on.pop(m.StopAtBoundary)
-        agent.say(done(number, *(answer(number, rank, is_broken=True, error=interrupted) for rank in (0, 1))))
+        agent.say(done(number, *(answer(number, rank, is_broken=True, error=INTERRUPTED) for rank in (0, 1))))
 
     agent.on[m.StopAtBoundary] = stops
     agent.on[m.Rebuild] = lambda message: agent.on.pop(m.Rebuild) and agent.submitter.interrupt()
@@ -210,6 +211,36 @@ def test_ctrl_c_while_ranks_build_groups():
     agent.kinds()
     assert agent.run().ok
     assert agent.kinds() == ["ListGroups", "Rebuild", "RunCell"]
+
+
+def test_a_rank_that_dies_while_groups_are_mended_is_told_and_nobody_waits_for_it():
+    agent = FakeAgent()
+    agent.on[m.RunCell] = agent.breaks
+
+    def gives_up(message):
+        agent.say(done(message.cell, answer(message.cell, 0, is_broken=True, error=INTERRUPTED)))
+
+    agent.on[m.Rebuild] = lambda message: agent.say(exited(1))
+    agent.on[m.Interrupt] = gives_up
+    began_s = time.monotonic()
+    result = agent.run()
+    assert time.monotonic() - began_s < 5.0
+    (words,) = result.recovery
+    assert words.splitlines() == [
+        "process groups could not be built again; type  %hpc recover  to try once more",
+        "rank 1 was ended by SIGKILL meanwhile",
+    ]
+    assert agent.submitter.is_broken
+    assert agent.submitter.roster.dead == RankSet([1])
+
+
+def test_a_rank_that_dies_while_another_is_replaced_is_told_and_nobody_waits_for_it():
+    agent = FakeAgent()
+    agent.on[m.RestartRanks] = lambda _: None
+    agent.on[m.Rebuild] = lambda message: agent.say(exited(0), done(message.cell))
+    with agent.submitter.command(), pytest.raises(ClusterStateError, match=r"^rank 0 was ended by SIGKILL meanwhile$"):
+        drive(agent.submitter.restart(RankSet([1])))
+    assert agent.submitter.is_broken
 
 
 def test_ctrl_c_while_groups_are_mended_before_a_cell():

@@ -35,9 +35,9 @@ def rank(monkeypatch):
 
 def test_messages_are_carried_out(rank):
     answer = InputReply(*[None] * len(InputReply._names))
-    for message in (InterruptCell(5), answer, Shutdown("bye")):
+    for message in (InterruptCell(5, 2), answer, Shutdown("bye")):
         rank.control.hear(message)
-    assert rank.happened == [("interrupt", 5), ("answer", answer), ("end",)]
+    assert rank.happened == [("interrupt", 5, 2), ("answer", answer), ("end",)]
     assert rank.sent == []
 
 

@@ -11,6 +11,8 @@ import torch
 from hpcnb.core.board import NUM_SLOTS, Board, new_board
 from hpcnb.core.errors import CollectiveAborted
 from hpcnb.core.spans import SPAN, Flag, Kind, RingReader, RingWriter, SpanRecord
+from hpcnb.engine import futures as futures_module
+from hpcnb.engine import recorder as recorder_module
 from hpcnb.engine import work as work_module
 from hpcnb.engine.guard import Guard
 from hpcnb.engine.recorder import Recorder
@@ -38,6 +40,9 @@ class Inner:
         return self.future
 
     def is_completed(self):
+        return True
+
+    def is_success(self):
         return True
 
     def source_rank(self):
@@ -156,11 +161,93 @@ def test_works_without_a_future_tell_by_their_wait(rank):
 def test_who_takes_the_future_waits_through_it(rank):
     future = torch.futures.Future()
     work = rank.work(Inner(future=future))
-    assert work.getFuture() is future
+    assert not work.getFuture().done()
     assert rank.operation.flags & Flag.FUTURE
     assert not rank.operation.is_done()
     future.set_result(None)
     assert rank.operation.is_done()
+
+
+# --- other ways to wait ------------------------------------------------------------------------------------------
+
+
+def test_the_wait_of_the_future_is_seen(rank, monkeypatch):
+    inner, states = torch.futures.Future(), []
+    future = rank.work(Inner(future=inner)).get_future()
+
+    def sleep(_):
+        states.append(rank.reader.state())
+        inner.set_result([1, 2])
+
+    monkeypatch.setattr(futures_module.time, "sleep", sleep)
+    assert future.wait() == [1, 2]
+    assert [(state.in_communication, state.name) for state in states] == [(True, "all_reduce")]
+    assert not rank.reader.state().in_communication
+    assert rank.flags() == Flag.FUTURE
+    assert future.then(lambda done: sum(done.value())).wait() == 3
+
+
+@pytest.mark.parametrize("follows", [False, True])
+def test_the_wait_of_the_future_is_given_up(rank, monkeypatch, follows):
+    inner = torch.futures.Future()
+    future = rank.work(Inner(future=inner)).get_future()
+    if follows:
+        future = future.then(lambda done: done.value())
+    monkeypatch.setattr(futures_module.time, "sleep", lambda _: rank.guard.break_groups("rank 1 raised ValueError"))
+    with pytest.raises(CollectiveAborted, match=r"all_reduce #1 .* cannot be completed: rank 1 raised ValueError"):
+        future.wait()
+    assert not rank.reader.state().in_communication
+    inner.set_result(None)  # the backend is late
+    assert future.done()
+
+
+def test_what_the_backend_raises_in_the_future_is_told_in_words(rank):
+    lost, odd = torch.futures.Future(), torch.futures.Future()
+    odd.set_exception(ValueError("odd"))
+    with pytest.raises(ValueError, match="odd"):
+        rank.work(Inner(future=odd)).get_future().wait()
+    lost.set_exception(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"))
+    with pytest.raises(CollectiveAborted, match="connection"):
+        rank.work(Inner(future=lost)).get_future().wait()
+
+
+@pytest.mark.parametrize("how", ["is never over", "has failed"])
+def test_the_future_of_connections_that_were_replaced_breaks_nothing(rank, how):
+    inner = torch.futures.Future()
+    future = rank.work(Inner(future=inner)).get_future()
+    rank.guard.mend(2)
+    if how == "has failed":
+        inner.set_exception(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"))
+    with pytest.raises(CollectiveAborted, match=r"process groups have been built again since it was called$"):
+        future.wait()
+    assert rank.guard.broken == ""
+
+
+def test_asking_again_and_again_is_a_wait(rank, monkeypatch):
+    now_ns = iter([1, 2_000_000_000, 2_100_000_000, 2_100_000_001, 2_200_000_000, 5_000_000_000])
+    work = rank.work(Inner())
+    monkeypatch.setattr(recorder_module, "perf_counter_ns", lambda: next(now_ns))
+    recorder = rank.recorder
+
+    def asked(*, is_over=False):
+        recorder.asked(rank.operation, is_over=is_over)
+        return rank.reader.state().in_communication
+
+    monkeypatch.setattr(recorder, "begin_wait", lambda operation: enter(recorder, operation))
+    assert [asked() for _ in range(4)] == [False, False, False, True]
+    assert not asked(is_over=True)
+    monkeypatch.undo()
+    rank.guard.break_groups("rank 1 raised ValueError")
+    assert work.is_completed()
+    for answer in ("is_completed", "is_success"):
+        setattr(work._inner, answer, lambda: False)
+        with pytest.raises(CollectiveAborted, match="rank 1 raised ValueError"):
+            work.is_completed()
+        work._inner.is_completed = lambda: True
+
+
+def enter(recorder, operation):
+    recorder.ring.enter_communication(operation.name, 0, 1, 0, 0, 0, 0, -1, 0, -1)
 
 
 # --- a receive from whoever sends first -----------------------------------------------------------------------

@@ -101,8 +101,8 @@ def test_a_rank_comes_in_with_what_it_says_next_left_in_its_socket(host, descrip
     second = host.connect()
     second.sendall(m.frame(CONTROL))
     host.turn()
-    host.rank.send_control(m.InterruptCell(7))
-    assert m.FrameReader().feed(second.recv(4096)) == [m.InterruptCell(7)]
+    host.rank.send_control(m.InterruptCell(7, 1))
+    assert m.FrameReader().feed(second.recv(4096)) == [m.InterruptCell(7, 1)]
     assert host.refusals.total == 0
 
 
@@ -210,11 +210,11 @@ def test_orders_for_a_rank_that_does_not_read_are_kept_and_nobody_waits(host):
     while host.rank._control_unsent or host.selector.get_map().get(host.rank.control):
         heard += reader.feed(guest.recv(1 << 20))
         host.turn()
-    host.rank.send_control(m.InterruptCell(7))
-    while m.InterruptCell(7) not in heard:
+    host.rank.send_control(m.InterruptCell(7, 1))
+    while m.InterruptCell(7, 1) not in heard:
         heard += reader.feed(guest.recv(1 << 20))
-    assert set(heard) == {order, m.InterruptCell(7)}
-    assert heard[-1] == m.InterruptCell(7)
+    assert set(heard) == {order, m.InterruptCell(7, 1)}
+    assert heard[-1] == m.InterruptCell(7, 1)
     assert len(heard) > 1000
 
 
@@ -227,7 +227,7 @@ def test_a_rank_that_ends_while_orders_are_kept(host):
     guest.close()
     host.turn()
     assert not host.rank._control_unsent
-    host.rank.send_control(m.InterruptCell(7))
+    host.rank.send_control(m.InterruptCell(7, 1))
     host.turn()
     host.rank.close()
     assert host.rank.control == -1

@@ -21,7 +21,7 @@ class Node:
         self.done, self.withdrawn = [], []
         self.processes = {
             rank: SimpleNamespace(
-                rank=rank, cell=cell, alive=True,
+                rank=rank, cell=cell, alive=True, num_interrupts=0,
                 send_control=lambda message, rank=rank: self.done.append((rank, message)),
                 signal=lambda number, rank=rank: self.done.append((rank, number)),
                 kill_group=lambda rank=rank: self.done.append((rank, "killed")),
@@ -43,9 +43,12 @@ def test_an_interrupt_reaches_ranks_that_still_run_its_cell(cell, ranks):
     """The order first: it says what the signal is for."""
     node = Node()
     numbers = {0: 5, 1: 6}
-    expected = [each for rank in ranks for each in ((rank, m.InterruptCell(numbers[rank])), (rank, signal.SIGINT))]
-    assert node.after(m.Interrupt(cell, ALL)) == expected
-    assert node.withdrawn == [cell]
+    for number in (1, 2):  # each is one of its own
+        expected = [
+            each for rank in ranks for each in ((rank, m.InterruptCell(numbers[rank], number)), (rank, signal.SIGINT))
+        ]
+        assert node.after(m.Interrupt(cell, ALL)) == expected
+    assert node.withdrawn == [cell, cell]
 
 
 def test_orders_for_a_cell_do_not_reach_another_one():
