@@ -470,7 +470,8 @@ class Cluster:
         self._check_rank(rank)
         shown = asking.Conversation(ask or input) if view is None else view
         result = self._aside(m.Debug, on=str(rank), label=f"debug of rank {rank}", view=shown)
-        result.raise_for_errors()
+        if not result.interrupted:  # Ctrl-C at its prompt is a way to leave it
+            result.raise_for_errors()
         return result
 
     def check(self, *names: str, axis: str | None = None, rng: bool = False, on: str = "all") -> CheckResult:
