@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from hpcnb.timing.timeline import CellTimeline, Timeline
+
+#: Between the operation and the reason in the text of a CollectiveAborted.
+_CANNOT = " cannot be completed: "
+#: How words end that tell of ranks that had been stopped (watch.py): no reason to release anybody.
+_CONTINUED = " continued"
+#: ``all_reduce #17 (4.2 MB, line 6)``; without a number it was refused, and has touched nothing.
+_WAITED = re.compile(r"(?P<name>\w+).* #\d+ \(.*?(?:line (?P<line>\d+))?\)$")
+_WRITES_NOTHING = ("barrier", "monitored_barrier", "send", "new_group")
 
 __all__ = ["CellResult", "RankError", "RankExit", "RawSpans", "RichOutput"]
 
@@ -291,6 +300,11 @@ class CellResult:
         """Who raised what, and in which line: without tracebacks."""
         return [self._error_head(ranks, error) for ranks, error in self._distinct_errors()]
 
+    @property
+    def released_nobody(self) -> list[str]:
+        """Explanations that are no reason why ranks were released."""
+        return [words for words in self.explanations if words.endswith(_CONTINUED)]
+
     def _distinct_errors(self) -> list[tuple[RankSet, RankError]]:
         groups: dict[str, list[int]] = {}
         for rank, error in sorted(self.errors.items()):
@@ -345,8 +359,23 @@ class CellResult:
             longest_s = max(released[rank].waited_s for rank in ranks)
             verb = "was" if len(ranks) == 1 else "were"
             lines.append(f"{RankSet(ranks).words()} {verb} in  {operation}  for {longest_s:.1f} s and {verb} released")
-        if len(lines) == 1 and not differing:
-            reason = released[min(released)].evalue.partition(" cannot be completed: ")[2]
-            why = self.explanations or ["" if self.exits else reason]  # a lost connection is explained by an exit
-            return [f"{lines[0]}: {why[0]}", *why[1:]] if why[0] else lines
-        return [*self.explanations, *lines]
+        undefined = self._undefined_text(released)
+        if differing or not groups:
+            return [*self.explanations, *lines, *undefined]
+        rest = self.released_nobody
+        why = [words for words in self.explanations if words not in rest]
+        if not why and self.exits:  # which explains a lost connection
+            why = [f"{RankSet(self.exits).words()} had ended"]
+        why = why or [reason for reason in [released[min(released)].evalue.partition(_CANNOT)[2]] if reason]
+        if len(groups) == 1:
+            return [": ".join([lines[0], *filter(None, ["; ".join(why)])]), *rest, *undefined]
+        head = [f"{'; '.join(why)}, so ranks that waited were released:"] if why else []
+        return [*rest, *head, *lines, *undefined]
+
+    def _undefined_text(self, released: dict[int, RankError]) -> list[str]:
+        """What an operation was writing when it was given up is half done; which tensors that are, the person knows."""
+        half_done = [match for error in released.values() if (match := _WAITED.match(error.operation)) is not None]
+        where = {f"{match['name']}{f' (line {line})' if (line := match['line']) else ''}": None for match in half_done
+                 if match["name"] not in _WRITES_NOTHING}  # fmt: skip
+        verb = "was" if len(where) == 1 else "were"
+        return [f"tensors that {' and '.join(where)} {verb} writing hold undefined values there"] if where else []
