@@ -263,10 +263,10 @@ class CellResult:
 
         Raises:
             CellFailed: Ranks raised or died; the text has one traceback per distinct error.
-            CellInterrupted: The cell was interrupted.
+            CellInterrupted: The cell was interrupted, and did not catch that on all ranks.
             CellTimeout: The cell ran longer than its timeout.
         """
-        if self.ok and not self.interrupted and self.timeout_s is None:
+        if self.ok and self.timeout_s is None:  # a cell that caught the interrupt is fine, as in IPython
             return
         kind = CellTimeout if self.timeout_s is not None else CellInterrupted if self.interrupted else CellFailed
         raise kind(self.failure_text())

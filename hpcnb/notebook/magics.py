@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, magics_class
 
 from hpcnb.core.errors import ClusterStateError
-from hpcnb.core.ranks import RankSet
-from hpcnb.core.selection import select
 from hpcnb.notebook import arguments, awaiting, completion, restarting, show
 
 if TYPE_CHECKING:
@@ -44,6 +42,9 @@ class HpcMagics(Magics):
         return self._await_cell(arguments.parse_cell(line), cell)
 
     async def _await_cell(self, options: arguments.CellOptions, cell: str) -> None:
+        if options.show_help:
+            print(arguments.cell_help())
+            return
         view = show.cell_view(self.shell, show_time=options.show_time)
         self._settle(options, await _cluster().execute_async(self._request(options, cell), view))
 
@@ -104,8 +105,9 @@ class HpcMagics(Magics):
 
     def _detach(self, _: arguments.VerbOptions) -> None:
         cluster = _cluster()
+        key = cluster.key
         cluster.detach()
-        print(f"cluster {cluster.name!r} goes on without this notebook;  %hpc attach {cluster.name}  takes it again")
+        print(f"cluster {cluster.name!r} goes on without this notebook;  %hpc attach {show.name_of(key)}  takes it again")
 
     def _join(self, _: arguments.VerbOptions) -> None:
         _cluster().join(show.cell_view(self.shell, show_time=True)).raise_for_errors()
@@ -132,8 +134,7 @@ class HpcMagics(Magics):
 
     def _restart_rank(self, options: arguments.VerbOptions) -> None:
         cluster = _cluster()
-        chosen = select(",".join(options.words), cluster.selection_context()) if options.words else RankSet()
-        print(cluster.restart_rank(*chosen))
+        print(cluster.restart_rank(*arguments.ranks_of(options.words)))
 
     def _debug(self, options: arguments.VerbOptions) -> None:
         _cluster().debug(int(options.words[0]), view=show.cell_view(self.shell, show_time=False))

@@ -117,7 +117,7 @@ def test_everything_at_once():
         ({"errors": {0: error()}}, CellFailed, "rank 0 of 4 raised"),
         (exits({0: RankExit(-9)}), CellFailed, "SIGKILL"),
         ({"busy": RankSet([0])}, CellFailed, "did not answer"),
-        ({"interrupted": True}, CellInterrupted, "cell 3 was interrupted"),
+        ({"interrupted": True, "busy": RankSet([0])}, CellInterrupted, "did not answer the interrupt"),
         ({"interrupted": True, "errors": {0: error("KeyboardInterrupt", "")}}, CellInterrupted, "KeyboardInterrupt"),
         ({"timeout_s": 60.0}, CellTimeout, "longer than its timeout of 60 s"),
         ({"timeout_s": 60.0, "errors": {0: error("KeyboardInterrupt", "")}}, CellTimeout, "KeyboardInterrupt"),
@@ -127,6 +127,10 @@ def test_what_is_raised(changes, kind, words):
     with pytest.raises(CellFailed, match=words) as caught:
         result(**changes).raise_for_errors()
     assert type(caught.value) is kind
+
+
+def test_a_cell_that_caught_its_interrupt_is_fine():
+    result(interrupted=True).raise_for_errors()
 
 
 def test_a_cell_that_is_fine():
