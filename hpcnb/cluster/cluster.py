@@ -551,6 +551,28 @@ class Cluster:
         """The cluster as its agent sees it: name, notebooks connected, cells that run or ended unseen, idle time."""
         return self._submitter.describe()
 
+    def init_cells(self) -> list[tuple[str, str]]:
+        """Cells that run again on ranks that take the place of others: label and source, in that order."""
+        return [(label, source) for source, label, _, _ in self._submitter.init_cells()]
+
+    def forget_init_cells(self, *numbers: int) -> None:
+        """Do not run these cells again on new ranks.
+
+        Args:
+            numbers: Places in :meth:`init_cells`, counted from 1; without any, all of them.
+
+        Raises:
+            OptionError: There is no such cell.
+        """
+        known = len(self.init_cells())
+        for number in numbers:
+            if not 1 <= number <= known:
+                have = f"there are 1-{known}" if known > 1 else "there is only 1" if known else "there is none"
+                msg = f"no init cell {number}; {have}: %hpc init lists them"
+                raise OptionError(msg)
+        for number in sorted(set(numbers), reverse=True) or [-1]:
+            self._running_node().ask("drop init cell", number)
+
     def logs(self, rank: int | None = None) -> str:
         """What a rank wrote outside of cells; without a rank, the log of the agent."""
         if rank is not None:

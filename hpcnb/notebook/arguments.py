@@ -60,7 +60,7 @@ class CheckOptions:
 
 @dataclass(frozen=True)
 class VerbOptions:
-    """A verb of ``%hpc`` and what follows it."""
+    """A verb of ``%hpc`` and what follows it; ``of_all`` is --all, and --clear of ``init``."""
 
     verb: str
     words: tuple[str, ...] = ()
@@ -123,6 +123,10 @@ VERBS: dict[str, Verb] = {
         options={"RANK": "numbers, also 0-2 and 0,3; names on these ranks are lost"},
     ),
     "debug": Verb("debug RANK", "pdb on the last failure of a rank; breakpoint() in a cell stops there", 1),
+    "init": Verb(
+        "init [--clear [N ...]]", "cells marked with --init, which run again on a rank that takes the place of another",
+        64, options={"--clear": "forget those of these numbers, or all"},
+    ),
     "check": Verb(
         "check [NAME ...] [--axis dp] [--rng] [--on RANKS]",
         "compare what replicas hold, bit by bit; without names all modules and optimizers",
@@ -220,6 +224,8 @@ def parse_hpc(line: str) -> VerbOptions:
         return VerbOptions(verb, start=_parse_start(rest))
     if verb == "check":
         return VerbOptions(verb, check=_parse_check(rest))
+    if verb == "init":
+        return _parse_init(rest)
     of_all = VERBS[verb].has_all and "--all" in rest
     rest = [word for word in rest if not (of_all and word == "--all")]
     _check_words(verb, rest)
@@ -250,6 +256,14 @@ def _check_words(verb: str, rest: list[str]) -> None:
             _fail(f"%hpc {verb} {word}: a rank is a number, for example  %hpc {verb} 0")
     if verb == "debug" and not (rest and rest[0].isdecimal()):
         _fail(f"%hpc debug{' ' + rest[0] if rest else ''}: name one rank by its number, for example  %hpc debug 1")
+
+
+def _parse_init(words: list[str]) -> VerbOptions:
+    clears = words[:1] == ["--clear"]
+    for word in words[1:] if clears else words:
+        if not (clears and word.isdecimal()):
+            _fail(f"%hpc init does not take {word!r}; write  %hpc {VERBS['init'].usage}")
+    return VerbOptions("init", tuple(words[1:]), of_all=clears)
 
 
 def _parse_check(words: list[str]) -> CheckOptions:
@@ -352,6 +366,7 @@ def verb_words(verb: str) -> list[str]:
     words = {
         "start": list(_START_FLAGS),
         "check": list(_CHECK_FLAGS),
+        "init": ["--clear"],
         "timing": ["breakdown", "timeline"],
         "help": list(VERBS),
     }

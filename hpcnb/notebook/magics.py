@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, magics_class
 
 from hpcnb.core.errors import ClusterStateError
-from hpcnb.notebook import arguments, awaiting, completion, restarting, show
+from hpcnb.notebook import arguments, awaiting, completion, initializing, restarting, show
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -26,6 +26,10 @@ class HpcMagics(Magics):
 
     shell: InteractiveShell
 
+    def __init__(self, shell: InteractiveShell) -> None:
+        super().__init__(shell)
+        self._inits = initializing.Versions()
+
     @line_cell_magic
     def hpc_parallel(self, line: str, cell: str | None = None) -> None:
         """Run the cell on every rank; ``%hpc_parallel --help`` lists the options."""
@@ -34,7 +38,7 @@ class HpcMagics(Magics):
             print(arguments.cell_help())
             return
         view = show.cell_view(self.shell, show_time=options.show_time)
-        self._settle(options, _cluster().execute(self._request(options, cell), view))
+        self._settle(options, cell, _cluster().execute(self._request(options, cell), view))
 
     @cell_magic
     def hpc_parallel_awaited(self, line: str, cell: str) -> Coroutine[None, None, None]:
@@ -46,7 +50,7 @@ class HpcMagics(Magics):
             print(arguments.cell_help())
             return
         view = show.cell_view(self.shell, show_time=options.show_time)
-        self._settle(options, await _cluster().execute_async(self._request(options, cell), view))
+        self._settle(options, cell, await _cluster().execute_async(self._request(options, cell), view))
 
     def _request(self, options: arguments.CellOptions, cell: str) -> CellRequest:
         from hpcnb.cluster.cell_run import CellRequest
@@ -61,7 +65,8 @@ class HpcMagics(Magics):
             is_init=options.is_init,
         )
 
-    def _settle(self, options: arguments.CellOptions, result: CellResult) -> None:
+    def _settle(self, options: arguments.CellOptions, cell: str, result: CellResult) -> None:
+        self._inits.ran(_cluster, cell, result, is_init=options.is_init, cell_id=awaiting.cell_id(self.shell))
         if options.out is not None and not result.ok:
             self.shell.user_ns[options.out] = result.objects(partial=True)
         result.raise_for_errors()
@@ -138,6 +143,12 @@ class HpcMagics(Magics):
 
     def _debug(self, options: arguments.VerbOptions) -> None:
         _cluster().debug(int(options.words[0]), view=show.cell_view(self.shell, show_time=False))
+
+    def _init(self, options: arguments.VerbOptions) -> None:
+        cluster = _cluster()
+        if options.of_all:
+            cluster.forget_init_cells(*(int(word) for word in options.words))
+        show.init_cells(cluster)
 
     def _check(self, options: arguments.VerbOptions) -> None:
         asked = options.check or arguments.CheckOptions()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hpcnb.cluster.cluster import Cluster
 
 __all__ = [
-    "aligned", "attach", "cell_view", "cluster_rows", "clusters", "duration", "name_of", "start", "status",
+    "aligned", "attach", "cell_view", "cluster_rows", "clusters", "duration", "init_cells", "name_of", "start", "status",
     "status_rows", "stop_all", "timing",
 ]  # fmt: skip
 
@@ -142,6 +142,17 @@ def aligned(table: list[list[str]]) -> list[str]:
 def status(cluster: Cluster) -> None:
     """One row per rank."""
     _show_table(status_rows(cluster.status()), str(cluster))
+
+
+def init_cells(cluster: Cluster) -> None:
+    """Cells that run again on new ranks, by the numbers that ``%hpc init --clear`` takes."""
+    cells = cluster.init_cells()
+    for number, (label, source) in enumerate(cells, 1):
+        first, *rest = source.strip().splitlines() or [""]
+        more = f"  ... {len(rest)} more line{'s' if len(rest) > 1 else ''}" if rest else ""
+        print(f"{number}  {label.removeprefix('cell ')}  {first}{more}")
+    if not cells:
+        print("no cell runs again on new ranks; mark one with  %%hpc_parallel --init")
 
 
 def _show_table(table: list[list[str]], title: str) -> None:

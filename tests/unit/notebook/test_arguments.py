@@ -142,6 +142,15 @@ def test_help_is_complete():
     assert len(set(starts)) == 1  # one column, whatever the longest verb is
 
 
+def test_init_lines():
+    assert parse_hpc("init") == VerbOptions("init")
+    assert parse_hpc("init --clear") == VerbOptions("init", of_all=True)
+    assert parse_hpc("init --clear 2 3") == VerbOptions("init", ("2", "3"), of_all=True)
+    for line in ("init 2", "init --clear x", "init --claer"):
+        with pytest.raises(MagicError, match=r"%hpc init does not take .*; write  %hpc init \[--clear \[N \.\.\.\]\]"):
+            parse_hpc(line)
+
+
 def test_ranks_of():
     assert arguments.ranks_of(("0-2,5", "7")) == [0, 1, 2, 5, 7]
     assert arguments.ranks_of(()) == []
