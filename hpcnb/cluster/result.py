@@ -258,15 +258,20 @@ class CellResult:
         """Where the time went: rank, step, category, duration_ms, overlapped_ms."""
         return self.timeline.breakdown()
 
+    @property
+    def caught_interrupt(self) -> bool:
+        """Whether it was interrupted and went on to its end: for a person, as in IPython, such a cell is fine."""
+        return self.ok and self.interrupted and self.timeout_s is None
+
     def raise_for_errors(self) -> None:
         """Raise what went wrong, if anything did.
 
         Raises:
             CellFailed: Ranks raised or died; the text has one traceback per distinct error.
-            CellInterrupted: The cell was interrupted, and did not catch that on all ranks.
+            CellInterrupted: The cell was interrupted; also one that caught that, see :attr:`caught_interrupt`.
             CellTimeout: The cell ran longer than its timeout.
         """
-        if self.ok and self.timeout_s is None:  # a cell that caught the interrupt is fine, as in IPython
+        if self.ok and not self.interrupted and self.timeout_s is None:
             return
         kind = CellTimeout if self.timeout_s is not None else CellInterrupted if self.interrupted else CellFailed
         raise kind(self.failure_text())
@@ -358,6 +363,9 @@ class CellResult:
         for operation, ranks in groups.items():
             longest_s = max(released[rank].waited_s for rank in ranks)
             verb = "was" if len(ranks) == 1 else "were"
+            if " #" not in operation:  # groups had been broken before: there is no number
+                lines.append(f"{RankSet(ranks).words()} could not call  {operation}")
+                continue
             lines.append(f"{RankSet(ranks).words()} {verb} in  {operation}  for {longest_s:.1f} s and {verb} released")
         undefined = self._undefined_text(released)
         if differing or not groups:

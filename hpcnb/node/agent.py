@@ -535,10 +535,9 @@ class Agent:
             return path.read_text(errors="replace") if path.exists() else ""
         if question.question == "cluster":
             return self._describe()
-        if question.question == "init cells":
-            return self._init_cells.rows()
-        if question.question == "drop init cell":
-            return self._init_cells.drop(question.argument)
+        if question.question in ("init cells", "drop init cell"):
+            is_list = question.question == "init cells"
+            return self._init_cells.rows() if is_list else self._init_cells.drop(question.argument)
         if question.question == "leave" and client in self._server.notebooks:
             if (others := len(self._server.notebooks) - 1) == 0:
                 self._end("its last notebook ended")

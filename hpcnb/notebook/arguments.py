@@ -103,15 +103,21 @@ VERBS: dict[str, Verb] = {
         options={"RANKS": "how many", **_START_FLAGS},
     ),
     "stop": Verb(
-        "stop [--all]", "end the cluster, or all of yours; names on the ranks are lost", has_all=True,
+        "stop [--all]",
+        "end the cluster, or all of yours; names on the ranks are lost",
+        has_all=True,
         options={"--all": "every cluster of yours on this machine, whichever notebook started it"},
     ),
     "status": Verb(
-        "status [--all]", "one row per rank: node, process, device, state, memory; or per cluster", has_all=True,
+        "status [--all]",
+        "one row per rank: node, process, device, state, memory; or per cluster",
+        has_all=True,
         options={"--all": "one row per cluster of yours on this machine"},
     ),
     "attach": Verb(
-        "attach [NAME]", "take a cluster that runs, after a kernel restart for example; names are kept", 1,
+        "attach [NAME]",
+        "take a cluster that runs, after a kernel restart for example; names are kept",
+        1,
         options={"NAME": "as %hpc status --all lists it; may be left out where there is one"},
     ),
     "detach": Verb("detach", "let go of the cluster; it goes on until %hpc attach or its idle timeout"),
@@ -119,13 +125,17 @@ VERBS: dict[str, Verb] = {
     "interrupt": Verb("interrupt", "stop the cell that runs; names are kept"),
     "recover": Verb("recover", "build the process groups again"),
     "restart-rank": Verb(
-        "restart-rank [RANK ...]", "replace ranks by new processes; without a number those that died", 64,
+        "restart-rank [RANK ...]",
+        "replace ranks by new processes; without a number those that died",
+        64,
         options={"RANK": "numbers, also 0-2 and 0,3; names on these ranks are lost"},
     ),
     "debug": Verb("debug RANK", "pdb on the last failure of a rank; breakpoint() in a cell stops there", 1),
     "init": Verb(
-        "init [--clear [N ...]]", "cells marked with --init, which run again on a rank that takes the place of another",
-        64, options={"--clear": "forget those of these numbers, or all"},
+        "init [--clear [N ...]]",
+        "cells marked with --init, which run again on a rank that takes the place of another",
+        64,
+        options={"--clear": "forget those of these numbers, or all"},
     ),
     "check": Verb(
         "check [NAME ...] [--axis dp] [--rng] [--on RANKS]",
@@ -153,6 +163,7 @@ _CELL_FLAGS = {
     "--no-time": "show output only",
     "--help": "this text",
 }
+
 
 def cell_help() -> str:
     """Help of ``%%hpc_parallel``."""

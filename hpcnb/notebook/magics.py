@@ -69,7 +69,8 @@ class HpcMagics(Magics):
         self._inits.ran(_cluster, cell, result, is_init=options.is_init, cell_id=awaiting.cell_id(self.shell))
         if options.out is not None and not result.ok:
             self.shell.user_ns[options.out] = result.objects(partial=True)
-        result.raise_for_errors()
+        if not result.caught_interrupt:
+            result.raise_for_errors()
         if options.out is not None:
             self.shell.user_ns[options.out] = result.objects()
 
@@ -112,10 +113,14 @@ class HpcMagics(Magics):
         cluster = _cluster()
         key = cluster.key
         cluster.detach()
-        print(f"cluster {cluster.name!r} goes on without this notebook;  %hpc attach {show.name_of(key)}  takes it again")
+        print(
+            f"cluster {cluster.name!r} goes on without this notebook;  %hpc attach {show.name_of(key)}  takes it again"
+        )
 
     def _join(self, _: arguments.VerbOptions) -> None:
-        _cluster().join(show.cell_view(self.shell, show_time=True)).raise_for_errors()
+        result = _cluster().join(show.cell_view(self.shell, show_time=True))
+        if not result.caught_interrupt:
+            result.raise_for_errors()
 
     def _stop(self, options: arguments.VerbOptions) -> None:
         if options.of_all:

@@ -30,7 +30,7 @@ _SETTLE_S = 0.3
 def _footer(result: CellResult) -> list[str]:
     lines = [f"{markup.label(ranks)} {notice}" for notice, ranks in result.notices.items()]
     if result.ok:  # else the error tells
-        if result.interrupted and result.timeout_s is None:
+        if result.caught_interrupt:
             lines.append(f"{result.label.removeprefix('cell ')} was interrupted, and ended without an error")
         lines += [*result.explanations, *result.recovery]
     if result.floods:

@@ -56,7 +56,9 @@ def test_a_name_that_whole_groups_lack_is_told():
         "(modules and optimizers only; name tensors and numbers to compare them too:  %hpc check step)",
     ]
     # where a row says that it is missing, it is not said again
-    result = compared(sent([tensor("a.model.w")], [], [tensor("a.model.w")], [tensor("a.model.w")]), mesh, ("a.model",), None)
+    result = compared(
+        sent([tensor("a.model.w")], [], [tensor("a.model.w")], [tensor("a.model.w")]), mesh, ("a.model",), None
+    )
     assert not result.lacking
     assert "a.model.w: missing on rank 1, float32 (4,) on rank 3" in repr(result)
 
@@ -74,7 +76,9 @@ def test_only_what_resync_brings_is_advised():
     assert repr_of(weight, lambda _: Digest("step", b"", "1")).endswith("type  hpc.resync(model)  in a cell")
     told = repr_of(lambda _: weight(0), number)
     assert "hpc.resync(" not in told
-    assert told.endswith("hpc.resync does not bring them: it takes modules, optimizers and tensors; set the rest in a cell")
+    assert told.endswith(
+        "hpc.resync does not bring them: it takes modules, optimizers and tensors; set the rest in a cell"
+    )
     told = repr_of(weight, number)
     assert "type  hpc.resync(model)  in a cell. hpc.resync does not bring step: it takes" in told
 

@@ -117,7 +117,7 @@ def test_everything_at_once():
         ({"errors": {0: error()}}, CellFailed, "rank 0 of 4 raised"),
         (exits({0: RankExit(-9)}), CellFailed, "SIGKILL"),
         ({"busy": RankSet([0])}, CellFailed, "did not answer"),
-        ({"interrupted": True, "busy": RankSet([0])}, CellInterrupted, "did not answer the interrupt"),
+        ({"interrupted": True}, CellInterrupted, "cell 3 was interrupted"),
         ({"interrupted": True, "errors": {0: error("KeyboardInterrupt", "")}}, CellInterrupted, "KeyboardInterrupt"),
         ({"timeout_s": 60.0}, CellTimeout, "longer than its timeout of 60 s"),
         ({"timeout_s": 60.0, "errors": {0: error("KeyboardInterrupt", "")}}, CellTimeout, "KeyboardInterrupt"),
@@ -130,7 +130,10 @@ def test_what_is_raised(changes, kind, words):
 
 
 def test_a_cell_that_caught_its_interrupt_is_fine():
-    result(interrupted=True).raise_for_errors()
+    assert result(interrupted=True).caught_interrupt
+    assert not result(interrupted=True, errors={0: error("KeyboardInterrupt", "")}).caught_interrupt
+    assert not result(interrupted=True, timeout_s=1.0).caught_interrupt
+    assert not result().caught_interrupt
 
 
 def test_a_cell_that_is_fine():
@@ -193,6 +196,15 @@ def test_ranks_that_waited_in_different_operations_are_told_apart():
         "rank 1 was in  recv #2 (32 B, line 7)  for 2.0 s and was released",
         "tensors that all_reduce (line 6) and recv (line 7) were writing hold undefined values there",
     ]
+
+
+def test_who_called_while_groups_were_broken_is_not_said_to_have_been_in_it():
+    errors = {rank: released("a wait was given up", "all_reduce(float32[2], sum)", 0.0) for rank in (0, 2)}
+    why = "process groups cannot be used while rank 1 still runs cell In[4]"
+    assert (
+        result(errors=errors, explanations=[why]).failure_text()
+        == f"ranks 0,2 could not call  all_reduce(float32[2], sum): {why}"
+    )
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,9 @@ def test_help_is_complete():
     for verb in ("start", "check"):
         explained = {line.split()[0] for line in arguments.help_text(verb).splitlines()[3:]}
         assert {flag for flag in arguments.verb_words(verb) if flag.startswith("-")} <= explained
-    starts = [line.index(arguments.VERBS[line.split()[1]].help) for line in text.splitlines() if line.startswith("  %hpc")]
+    starts = [
+        line.index(arguments.VERBS[line.split()[1]].help) for line in text.splitlines() if line.startswith("  %hpc")
+    ]
     assert len(set(starts)) == 1  # one column, whatever the longest verb is
 
 

@@ -26,7 +26,9 @@ def test_clusters_as_a_table(monkeypatch):
 
 
 def test_clusters_of_one_name_are_told_apart_by_what_attach_takes():
-    rows = [ClusterRow("mine", f"mine-{number}", "running", 4) for number in (1, 2)] + [ClusterRow("other", "other-3", "running")]
+    rows = [ClusterRow("mine", f"mine-{number}", "running", 4) for number in (1, 2)] + [
+        ClusterRow("other", "other-3", "running")
+    ]
     assert [row[0] for row in cluster_rows(rows)[1:]] == ["mine (mine-1)", "mine (mine-2)", "other"]
 
 
