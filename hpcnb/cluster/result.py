@@ -385,5 +385,12 @@ class CellResult:
         half_done = [match for error in released.values() if (match := _WAITED.match(error.operation)) is not None]
         where = {f"{match['name']}{f' (line {line})' if (line := match['line']) else ''}": None for match in half_done
                  if match["name"] not in _WRITES_NOTHING}  # fmt: skip
-        verb = "was" if len(where) == 1 else "were"
-        return [f"tensors that {' and '.join(where)} {verb} writing hold undefined values there"] if where else []
+        if not where:
+            return []
+        names, verb = list(where), "was" if len(where) == 1 else "were"
+        if all(error.ename == "CollectiveMismatch" for error in released.values()):
+            names, verb = ["the operation"], "was"  # whose lines have just been told
+        words = (
+            " and ".join(names) if len(names) < 4 else f"{', '.join(names[:3])} and {len(names) - 3} more operations"
+        )
+        return [f"tensors that {words} {verb} writing hold undefined values there"]

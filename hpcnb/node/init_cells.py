@@ -1,4 +1,4 @@
-"""Cells marked with ``--init``, which run again on a rank that takes the place of another. Knows no rank and no socket."""
+"""Cells marked with ``--init``, which run again on a rank that takes the place of another. Knows no process."""
 
 from __future__ import annotations
 

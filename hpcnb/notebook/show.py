@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from hpcnb.cluster.cluster import Cluster
 
 __all__ = [
-    "aligned", "attach", "cell_view", "cluster_rows", "clusters", "duration", "init_cells", "name_of", "start", "status",
-    "status_rows", "stop_all", "timing",
+    "aligned", "attach", "cell_view", "cluster_rows", "clusters", "duration", "init_cells", "name_of", "start",
+    "status", "status_rows", "stop_all", "timing",
 ]  # fmt: skip
 
 
