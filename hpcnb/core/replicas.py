@@ -168,7 +168,7 @@ def advice(different: Iterable[Row]) -> str:
     if brought := list(dict.fromkeys(row.brought_as for row in rows if row.brought_as)):
         objects = ", ".join(brought) if all(name.replace(".", "").isidentifier() for name in brought) else "..."
         parts.append(f"To bring them from one rank to the others type  hpc.resync({objects})  in a cell")
-    if rest := [row.path for row in rows if not row.brought_as]:
+    if rest := list(dict.fromkeys(row.path for row in rows if not row.brought_as)):
         words = "them" if not brought else ", ".join(rest[:3]) + (f" and {len(rest) - 3} more" if rest[3:] else "")
         parts.append(
             f"hpc.resync does not bring {words}: it takes modules, optimizers and tensors; set the rest in a cell"
