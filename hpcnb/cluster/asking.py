@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Asker", "Asks", "Conversation"]
 
 _NOBODY = "nobody can be asked here: run the cell with %%hpc_parallel in a notebook or in a terminal"
+#: Ranks that ask at the same moment are asked from the lowest on: the first question waits so long for theirs.
+_GATHER_S = 0.03
 _NO_STDIN = "this front-end does not let cells ask for input (nbclient, papermill and nbconvert never do)"
 
 
@@ -104,6 +106,7 @@ class Asker:
         self._questions = Questions()
         self._others = RankSet()
         self._last_s = time.monotonic()
+        self._gather_until_s: float | None = None
 
     def step(self, message: m.Message | watch.Event | None) -> float:
         """After the cell has taken a message: ask what is to be asked now.
@@ -121,6 +124,8 @@ class Asker:
                 self._questions.left(message.rank)
         self._questions.keep(self._run.watch.running)
         question = self._questions.next(time.monotonic())
+        if question is not None and self._is_gathering(question):
+            question = None
         if question is not None:
             self._put(question)
         self._run.watch = replace(self._run.watch, is_debugging=bool(self._questions.ranks))
@@ -128,6 +133,18 @@ class Asker:
         held_s = now_s - self._last_s if was_held or question is not None else 0.0
         self._last_s = now_s
         return held_s
+
+    def _is_gathering(self, question: Question) -> bool:
+        """Whether a rank below this one may be about to ask."""
+        now_s = time.monotonic()
+        others = self._run.watch.running - self._questions.ranks
+        if others and not self._questions.stays_with(question):
+            if self._gather_until_s is None:
+                self._gather_until_s = now_s + _GATHER_S
+            if now_s < self._gather_until_s:
+                return True
+        self._gather_until_s = None
+        return False
 
     def _put(self, question: Question) -> None:
         text, ended = "", ""
@@ -141,14 +158,16 @@ class Asker:
             except EOFError:
                 ended = "EOFError"
             except KeyboardInterrupt:
-                ended = "KeyboardInterrupt"
+                if not self._inbox.is_interrupted:  # a person's press: for the cell, as it is beside a question
+                    self._inbox.put(watch.InterruptAsked(time.monotonic()))
             except NotImplementedError:  # as IPython's StdinNotImplementedError
                 ended = _NO_STDIN
             except Exception as error:  # noqa: BLE001 - any view; the rank must not wait for ever
                 ended = f"asking failed: {type(error).__name__}: {error}"
         self._questions.answered(question, time.monotonic())
         if self._inbox.is_interrupted and not self._run.watch.interrupted:
-            return  # the interrupt is on its way to the rank; an answer could only come between
+            self._questions.drop()
+            return  # the interrupt is on its way to all ranks; an answer could only come between
         self._node.link.send(m.InputReply(self._run.result.cell, question.rank, question.request, text, ended))
 
     def _ask(self, view: Asks, question: Question) -> str:

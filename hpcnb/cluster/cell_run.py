@@ -274,9 +274,10 @@ class CellRun:
         """While some ranks run on: who has failed, since that may be why; and who waits for whom."""
         if not self.watch.running:
             return []
+        others = self.result.released_nobody
         lines = [line for line in self.result.failure_heads() if line]
         lines += [f"rank {rank} {exited}" for rank, exited in self.result.exit_details.items()]
-        lines += self.result.explanations
+        lines += [each if each in others else f"ranks were released: {each}" for each in self.result.explanations]
         if lines:
             lines.append(still_run(self.watch.running))
         return [*lines, *self.watch.report]

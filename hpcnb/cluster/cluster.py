@@ -492,7 +492,8 @@ class Cluster:
         self._check_rank(rank)
         shown = asking.Conversation(ask or input) if view is None else view
         result = self._aside(m.Debug, on=str(rank), label=f"debug of rank {rank}", view=shown)
-        result.raise_for_errors()
+        if not result.interrupted:  # Ctrl-C at its prompt is a way to leave it
+            result.raise_for_errors()
         return result
 
     def check(self, *names: str, axis: str | None = None, rng: bool = False, on: str = "all") -> CheckResult:
@@ -582,6 +583,28 @@ class Cluster:
     def describe(self) -> dict[str, Any]:
         """The cluster as its agent sees it: name, notebooks connected, cells that run or ended unseen, idle time."""
         return self._submitter.describe()
+
+    def init_cells(self) -> list[tuple[str, str]]:
+        """Cells that run again on ranks that take the place of others: label and source, in that order."""
+        return [(label, source) for source, label, _, _ in self._submitter.init_cells()]
+
+    def forget_init_cells(self, *numbers: int) -> None:
+        """Do not run these cells again on new ranks.
+
+        Args:
+            numbers: Places in :meth:`init_cells`, counted from 1; without any, all of them.
+
+        Raises:
+            OptionError: There is no such cell.
+        """
+        known = len(self.init_cells())
+        for number in numbers:
+            if not 1 <= number <= known:
+                have = f"there are 1-{known}" if known > 1 else "there is only 1" if known else "there is none"
+                msg = f"no init cell {number}; {have}: %hpc init lists them"
+                raise OptionError(msg)
+        for number in sorted(set(numbers), reverse=True) or [-1]:
+            self._running_node().ask("drop init cell", number)
 
     def logs(self, rank: int | None = None) -> str:
         """What a rank wrote outside of cells; without a rank, the log of the agent."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from hpcnb.timing.timeline import CellTimeline, Timeline
+
+#: Between the operation and the reason in the text of a CollectiveAborted.
+_CANNOT = " cannot be completed: "
+#: How words end that tell of ranks that had been stopped (watch.py): no reason to release anybody.
+_CONTINUED = " continued"
+#: ``all_reduce #17 (4.2 MB, line 6)``; without a number it was refused, and has touched nothing.
+_WAITED = re.compile(r"(?P<name>\w+).* #\d+ \(.*?(?:line (?P<line>\d+))?\)$")
+_WRITES_NOTHING = ("barrier", "monitored_barrier", "send", "new_group")
 
 __all__ = ["CellResult", "RankError", "RankExit", "RawSpans", "RichOutput"]
 
@@ -239,12 +248,17 @@ class CellResult:
         """Where the time went: rank, step, category, duration_ms, overlapped_ms."""
         return self.timeline.breakdown()
 
+    @property
+    def caught_interrupt(self) -> bool:
+        """Whether it was interrupted and went on to its end: for a person, as in IPython, such a cell is fine."""
+        return self.ok and self.interrupted and self.timeout_s is None
+
     def raise_for_errors(self) -> None:
         """Raise what went wrong, if anything did.
 
         Raises:
             CellFailed: Ranks raised or died; the text has one traceback per distinct error.
-            CellInterrupted: The cell was interrupted.
+            CellInterrupted: The cell was interrupted; also one that caught that, see :attr:`caught_interrupt`.
             CellTimeout: The cell ran longer than its timeout.
         """
         if self.ok and not self.interrupted and self.timeout_s is None:
@@ -280,6 +294,11 @@ class CellResult:
     def failure_heads(self) -> list[str]:
         """Who raised what, and in which line: without tracebacks."""
         return [self._error_head(ranks, error) for ranks, error in self._distinct_errors()]
+
+    @property
+    def released_nobody(self) -> list[str]:
+        """Explanations that are no reason why ranks were released."""
+        return [words for words in self.explanations if words.endswith(_CONTINUED)]
 
     def _distinct_errors(self) -> list[tuple[RankSet, RankError]]:
         groups: dict[str, list[int]] = {}
@@ -334,9 +353,34 @@ class CellResult:
         for operation, ranks in groups.items():
             longest_s = max(released[rank].waited_s for rank in ranks)
             verb = "was" if len(ranks) == 1 else "were"
+            if " #" not in operation:  # groups had been broken before: there is no number
+                lines.append(f"{RankSet(ranks).words()} could not call  {operation}")
+                continue
             lines.append(f"{RankSet(ranks).words()} {verb} in  {operation}  for {longest_s:.1f} s and {verb} released")
-        if len(lines) == 1 and not differing:
-            reason = released[min(released)].evalue.partition(" cannot be completed: ")[2]
-            why = self.explanations or ["" if self.exits else reason]  # a lost connection is explained by an exit
-            return [f"{lines[0]}: {why[0]}", *why[1:]] if why[0] else lines
-        return [*self.explanations, *lines]
+        undefined = self._undefined_text(released)
+        if differing or not groups:
+            return [*self.explanations, *lines, *undefined]
+        rest = self.released_nobody
+        why = [words for words in self.explanations if words not in rest]
+        if not why and self.exits:  # which explains a lost connection
+            why = [f"{RankSet(self.exits).words()} had ended"]
+        why = why or [reason for reason in [released[min(released)].evalue.partition(_CANNOT)[2]] if reason]
+        if len(groups) == 1:
+            return [": ".join([lines[0], *filter(None, ["; ".join(why)])]), *rest, *undefined]
+        head = [f"{'; '.join(why)}, so ranks that waited were released:"] if why else []
+        return [*rest, *head, *lines, *undefined]
+
+    def _undefined_text(self, released: dict[int, RankError]) -> list[str]:
+        """What an operation was writing when it was given up is half done; which tensors that are, the person knows."""
+        half_done = [match for error in released.values() if (match := _WAITED.match(error.operation)) is not None]
+        where = {f"{match['name']}{f' (line {line})' if (line := match['line']) else ''}": None for match in half_done
+                 if match["name"] not in _WRITES_NOTHING}  # fmt: skip
+        if not where:
+            return []
+        names, verb = list(where), "was" if len(where) == 1 else "were"
+        if all(error.ename == "CollectiveMismatch" for error in released.values()):
+            names, verb = ["the operation"], "was"  # whose lines have just been told
+        words = (
+            " and ".join(names) if len(names) < 4 else f"{', '.join(names[:3])} and {len(names) - 3} more operations"
+        )
+        return [f"tensors that {words} {verb} writing hold undefined values there"]

@@ -19,7 +19,7 @@ from hpcnb.cluster.history import History
 from hpcnb.cluster.inbox import Inbox
 from hpcnb.cluster.node import Node
 from hpcnb.cluster.result import CellResult
-from hpcnb.cluster.roster import Roster
+from hpcnb.cluster.roster import Roster, still_run
 from hpcnb.core import messages as m
 from hpcnb.core import watch
 from hpcnb.core.errors import CellFailed, CellInterrupted, ClusterStateError, LaunchError
@@ -143,8 +143,12 @@ class Submitter:
             if self._present.given_up:
                 msg = f"interrupted while process groups were built again; {label} was not run"
                 raise CellInterrupted(msg)
+        unmended = self.busy if self.is_broken else RankSet()
         run = await self._on_ranks(make, ranks, timeout_s=timeout_s, view=view, label=label)
         result = run.result
+        if unmended and any(error.ename == "CollectiveAborted" for error in result.errors.values()):
+            cells = [each.label for each in self.history if each.busy & unmended] or ["an earlier cell"]
+            result.explanations.append(f"process groups cannot be used while {still_run(unmended)} {cells[-1]}")
         if result.is_broken or result.is_uneven:
             self._is_broken = True
             self._tell(result, await self._recover_from(result))

@@ -23,6 +23,8 @@ _ABSENT = "does not run this cell"
 LEFT = "ended the cell without it"
 #: How a rank has left a cell since its groups were broken by what happened to another.
 _FOLLOWED = "raised CollectiveAborted"
+#: How the words of a send, and of the receive that takes it, begin.
+_MESSAGE = "message("
 
 
 @dataclass(frozen=True)
@@ -251,10 +253,19 @@ def _differences(
         for peer in at.members:
             issues = facts[peer].issues.get(at.key) if peer in facts else None
             if issues is not None and at.stamp in issues.last:
-                called.setdefault(issues.last[at.stamp][1], []).append(peer)
+                words = issues.last[at.stamp][1]
+                if words.startswith(_MESSAGE):  # the board has one word for both ends
+                    words = f"{_role(peer, rank, at)}({words.removeprefix(_MESSAGE)}"
+                called.setdefault(words, []).append(peer)
         parts = [f"{RankSet(peers).words()} called {words}" for words, peers in called.items()]
         lines[at.key, at.stamp] = f"as operation {number_of(at.stamp)} of ranks {at.members}, " + " and ".join(parts)
     return list(lines.values())
+
+
+def _role(peer: int, rank: int, at: Inside) -> str:
+    """What ``peer`` calls in the messages of which ``rank`` waits for one: one of the two sends, the other receives."""
+    mine = "send" if at.what.startswith("send") else "recv"
+    return mine if peer == rank else "recv" if mine == "send" else "send"
 
 
 def _circle(stuck: Iterable[int], inside: Mapping[int, Inside], missing: Mapping[int, RankSet]) -> str:

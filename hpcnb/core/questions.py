@@ -39,8 +39,7 @@ class Questions:
     def __init__(self) -> None:
         self._open: dict[int, Question] = {}
         self._in_debugger: set[int] = set()
-        self._served: dict[int, int] = {}
-        self._num_served = 0
+        self._served: dict[int, int] = {}  # rank -> how often it had its turn
         self._stays = -1
         self._until_s = 0.0
 
@@ -70,13 +69,21 @@ class Questions:
     def next(self, now_s: float) -> Question | None:
         """The question to put to the person now; None if there is none, or if it should wait for a moment.
 
-        The rank that is stayed with goes first, then who has been served least recently, then the lowest rank.
+        The rank that is stayed with goes first, then who has been served least often, then the lowest rank.
         """
         if self._stays in self._open:
             return self._open[self._stays]
         if not self._open or (self._stays >= 0 and now_s < self._until_s):
             return None
         return self._open[min(self._open, key=lambda rank: (self._served.get(rank, 0), rank))]
+
+    def stays_with(self, question: Question) -> bool:
+        """Whether it goes on with the rank that was served last."""
+        return self._stays == question.rank
+
+    def drop(self) -> None:
+        """The cell was interrupted: what has been asked so far needs no answer."""
+        self._open.clear()
 
     def others(self, rank: int) -> RankSet:
         """Ranks that wait for their turn while this one is served."""
@@ -86,7 +93,7 @@ class Questions:
         """The person has answered."""
         if self._open.get(question.rank) == question:
             del self._open[question.rank]
-        self._num_served += 1
-        self._served[question.rank] = self._num_served
+        if self._stays != question.rank:
+            self._served[question.rank] = self._served.get(question.rank, 0) + 1
         if question.rank in self._in_debugger:
             self._stays, self._until_s = question.rank, now_s + _STAY_S

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hpcnb.core.mesh import MeshSpec
 from hpcnb.core.ranks import RankSet
 
-__all__ = ["Digest", "Row", "compare", "default_axis", "groups_along", "size_words"]
+__all__ = ["Digest", "Row", "advice", "compare", "default_axis", "groups_along", "size_words"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Digest:
         words: What a person reads: ``float32 (3, 4)``, or the value.
         num_bytes: Of the tensor; 0 for other values.
         shard: For a tensor that is spread over a mesh: ranks of that mesh, and those that hold the same piece.
+        brought_as: The object that ``hpc.resync`` takes to bring it; "" if it does not bring it.
     """
 
     path: str
@@ -28,6 +29,7 @@ class Digest:
     words: str
     num_bytes: int = 0
     shard: tuple[RankSet, RankSet] | None = None
+    brought_as: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,13 @@ class Row:
         path: Where it is.
         num_bytes: On one rank.
         parts: Ranks that agree with each other, and what they hold; the largest set first. One if all agree.
+        brought_as: See Digest.
     """
 
     path: str
     num_bytes: int
     parts: tuple[tuple[RankSet, str], ...]
+    brought_as: str = ""
 
     @property
     def same(self) -> bool:
@@ -148,7 +152,28 @@ def _row(path: str, held: dict[int, Digest], ranks: RankSet) -> Row:
     ordered = sorted(parts.values(), key=lambda members: (-len(members), members[0]))
     num_bytes = max(held[rank].num_bytes for rank in ranks if rank in held)
     words = [held[members[0]].words if members[0] in held else "missing" for members in ordered]
-    return Row(path, num_bytes, tuple((RankSet(members), said) for members, said in zip(ordered, words, strict=True)))
+    brought_as = {held[rank].brought_as for rank in ranks if rank in held}
+    return Row(
+        path,
+        num_bytes,
+        tuple((RankSet(members), said) for members, said in zip(ordered, words, strict=True)),
+        brought_as.pop() if len(brought_as) == 1 else "",
+    )
+
+
+def advice(different: Iterable[Row]) -> str:
+    """What to type so that these rows agree."""
+    rows = list(different)
+    parts = []
+    if brought := list(dict.fromkeys(row.brought_as for row in rows if row.brought_as)):
+        objects = ", ".join(brought) if all(name.replace(".", "").isidentifier() for name in brought) else "..."
+        parts.append(f"To bring them from one rank to the others type  hpc.resync({objects})  in a cell")
+    if rest := list(dict.fromkeys(row.path for row in rows if not row.brought_as)):
+        words = "them" if not brought else ", ".join(rest[:3]) + (f" and {len(rest) - 3} more" if rest[3:] else "")
+        parts.append(
+            f"hpc.resync does not bring {words}: it takes modules, optimizers and tensors; set the rest in a cell"
+        )
+    return ". ".join(parts)
 
 
 def size_words(num_bytes: float) -> str:

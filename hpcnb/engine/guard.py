@@ -302,15 +302,32 @@ class Guard:
         mine = _words(self._ring.text(description), line, signature[0])
         number = number_of(stamped)
         if channel.sender < 0:
-            pair = sorted([(self.rank, mine), (peer.rank, other)])
-            called = " and ".join(f"rank {rank} called {what}" for rank, what in pair)
-            words = f"as operation {number} of ranks {channel.members}, {called}"
-        else:
+            called: dict[str, list[int]] = {}
+            for rank, what in sorted(
+                {**self._issued_there(channel, stamped), self.rank: mine, peer.rank: other}.items()
+            ):
+                called.setdefault(what, []).append(rank)
+            parts = " and ".join(f"{RankSet(ranks).words()} called {what}" for what, ranks in called.items())
+            words = f"as operation {number} of ranks {channel.members}, {parts}"
+        else:  # the board has one word for both ends
             sent, expected = (mine, other) if channel.sender == self.rank else (other, mine)
+            sent, expected = sent.replace("message(", "send(", 1), expected.replace("message(", "recv(", 1)
             receiver = (channel.members - RankSet([channel.sender])).first()
             words = f"message {number} from rank {channel.sender} is {sent}, and rank {receiver} expects {expected}"
         self.break_groups(words, mismatch=True)
         raise self.error(self._ring.text(description))
+
+    def _issued_there(self, channel: Channel, stamped: int) -> dict[int, str]:
+        """What other ranks have issued under this number, in words; those of which it is still known."""
+        found: dict[int, str] = {}
+        for peer in channel.peers:
+            at = peer.at if peer.at >= 0 else peer.reader.find(channel.key)
+            theirs = peer.reader.issued(at, stamped) if at >= 0 else None
+            if theirs is not None:
+                strings = RingReader(self._board.ring(peer.rank)).strings()
+                if theirs.description < len(strings):
+                    found[peer.rank] = _words(strings[theirs.description], theirs.line, theirs.signature)
+        return found
 
     # --- broken groups --------------------------------------------------------------------------------------
 

@@ -61,7 +61,7 @@ class Prompter:
 
         Raises:
             EOFError: The person ended the input, or nobody can be asked; the text says which.
-            KeyboardInterrupt: The person pressed Ctrl-C at the prompt, or the cell was interrupted.
+            KeyboardInterrupt: The cell was interrupted, at this prompt or elsewhere.
         """
         reply = self.ask(str(prompt), in_debugger=False)
         if reply.ended == "KeyboardInterrupt":

@@ -6,6 +6,7 @@ import hashlib
 import random
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +18,7 @@ from torch import nn
 from hpcnb.core.errors import OptionError, ReplicasDiffer
 from hpcnb.core.mesh import MeshSpec
 from hpcnb.core.ranks import RankSet
-from hpcnb.core.replicas import Digest, Row, compare, default_axis, groups_along
+from hpcnb.core.replicas import Digest, Row, advice, compare, default_axis, groups_along
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -37,6 +38,7 @@ class Leaf(NamedTuple):
 
     path: str
     value: Any
+    is_state: bool = False  # of what has state_dict: resync brings it, also where it is a number
 
 
 # --- what an object holds -----------------------------------------------------------------------------------
@@ -72,7 +74,8 @@ def leaves(path: str, held: Any) -> Iterator[Leaf]:
         for index, each in enumerate(held):
             yield from leaves(f"{path}.{index}", each)
     elif callable(getattr(held, "state_dict", None)):  # optimizers, schedulers, gradient scalers
-        yield from leaves(path, held.state_dict())
+        for leaf in leaves(path, held.state_dict()):
+            yield leaf._replace(is_state=True)
     elif callable(held):  # functions in the state of a scheduler: nothing to compare
         return
     else:
@@ -172,7 +175,11 @@ def _hash(*pieces: Any) -> bytes:
 
 def digests(held: Mapping[str, object], *, rng: bool) -> list[Digest]:
     """Digests of these objects, and of the random number generators if asked for."""
-    found = [_digest(leaf) for path, each in held.items() for leaf in leaves(path, each)]
+    found = []
+    for path, each in held.items():
+        parts = list(leaves(path, each))
+        is_brought = all(leaf.is_state or isinstance(leaf.value, torch.Tensor) for leaf in parts)
+        found += [replace(_digest(leaf), brought_as=path if is_brought else "") for leaf in parts]
     if rng:
         for path, state in rng_states().items():  # a state is long and says nothing to a person
             pieces = [_digest(leaf).digest for leaf in leaves(path, state)]
@@ -270,7 +277,7 @@ def check_same(
         words += f"; largest difference {_largest_difference(first, values.get(first.path), group)}"
     if len(different) > 1:
         words += f" ({len(different) - 1} more differ)"
-    msg = f"{words}. To bring them from one rank to the others type  hpc.resync(...)  in a cell"
+    msg = f"{words}. {advice(different)}"
     raise ReplicasDiffer(msg)
 
 

@@ -26,6 +26,7 @@ from hpcnb.core.ranks import RankSet
 from hpcnb.core.version import __version__
 from hpcnb.node import controller
 from hpcnb.node.door import Door
+from hpcnb.node.init_cells import InitCells
 from hpcnb.node.journal import Journal
 from hpcnb.node.looks import Looks
 from hpcnb.node.memory import Memory
@@ -108,7 +109,7 @@ class Agent:
         self._alarmed_until_s = 0.0
         self._restarts: dict[int, m.RestartRanks] = {}  # ranks to be forked again when they have ended
         self._journal = Journal()
-        self._init_cells: list[m.RunCell] = []
+        self._init_cells = InitCells()
         self._last_cell = self._generation = 0
         self._forking: list[int] = []
         self._memory = Memory(clock)
@@ -431,6 +432,8 @@ class Agent:
         elif isinstance(message, RankMessage):
             if isinstance(message, m.CellReply) and not message.ok:
                 self._alarmed_until_s = self._clock() + _ALARM_S  # others may wait for it already
+            elif isinstance(message, m.CellReply):
+                self._init_cells.went_well(message.cell)
             self._unattended.heard(message)
             self._relay.hear(process, message)
         else:
@@ -545,8 +548,7 @@ class Agent:
             self._journal.begin(began, client)
             self._unattended.begin(message.cell, message.ranks)
         if isinstance(message, m.RunCell) and message.is_init:
-            # one that is run again counts once
-            self._init_cells[:] = [each for each in self._init_cells if each.source != message.source] + [message]
+            self._init_cells.began(message)
         self._server.send_all(began, but=client)
         for process in self._relay.begin(message):
             cells = process.descriptors[0]
@@ -572,8 +574,9 @@ class Agent:
             return path.read_text(errors="replace") if path.exists() else ""
         if question.question == "cluster":
             return self._describe()
-        if question.question == "init cells":
-            return [[each.source, each.label, each.first_line, each.ranks] for each in self._init_cells]
+        if question.question in ("init cells", "drop init cell"):
+            is_list = question.question == "init cells"
+            return self._init_cells.rows() if is_list else self._init_cells.drop(question.argument)
         if question.question == "leave" and client in self._server.notebooks:
             if (others := len(self._server.notebooks) - 1) == 0:
                 self._end("its last notebook ended")

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
+from collections.abc import Callable
 
 from hpcnb.core.launch import RunFolder
 from hpcnb.node.template import die_with_parent
 
 __all__ = ["start", "stop"]
 
-_QUIET = {"loggers": {"IPController": {"level": "WARNING"}}}
+
+def is_worth_telling(record: logging.LogRecord) -> bool:
+    """Not what a healthy controller says whenever a client's subscription passes its monitor (ipyparallel 9)."""
+    return not record.getMessage().startswith("Monitor message without topic")
+
+
+def _filter() -> Callable[[logging.LogRecord], bool]:
+    return is_worth_telling
+
+
+#: Of the controller, by traitlets; it finds the filter by its name.
+_LOGGING = {
+    "filters": {"worth": {"()": f"{__name__}._filter"}},
+    "loggers": {"IPController": {"level": "WARNING", "filters": ["worth"]}},
+}
 
 
 def start(folder: RunFolder) -> subprocess.Popen[bytes]:
@@ -30,7 +46,7 @@ def start(folder: RunFolder) -> subprocess.Popen[bytes]:
             # the heart monitor is a process of its own and gets the level of the logger, where --log-level sets that of
             # its handler (ipyparallel 9, traitlets 5.2 and later): it told twice a second, for ten minutes, that a rank
             # which was replaced does not beat. It hears nothing but beats, so it cannot be told to forget the rank
-            f"--IPController.logging_config={_QUIET}",
+            f"--IPController.logging_config={_LOGGING}",
         ],
         stdin=subprocess.DEVNULL,
         start_new_session=True,

@@ -44,6 +44,7 @@ class RankProcess:
         status: How the process ended, as ``Popen.returncode``; None while it lives.
         cell: The cell it runs; 0 if none.
         num_interrupts: How often its cells have been interrupted.
+        last_lines: The end of what it said in its last cell and after it.
     """
 
     rank: int
@@ -243,6 +244,7 @@ class RankProcess:
         """The rank is about to run a cell."""
         self.cell = self._spans_cell = cell
         self._began_ns = time.perf_counter_ns()
+        self.last_lines.clear()  # should it die, what earlier cells said does not tell why
         self._budgets = (line_budget, byte_budget)
         self._gate = FloodGate(line_budget, byte_budget, self.folder.flood(cell, self.rank))
         self.drain_spans()

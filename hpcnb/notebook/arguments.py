@@ -9,7 +9,7 @@ import difflib
 import keyword
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from hpcnb.core.errors import MagicError
@@ -18,7 +18,7 @@ from hpcnb.core.watch import GRACE_S
 
 __all__ = [
     "VERBS", "CellOptions", "CheckOptions", "StartOptions", "Verb", "VerbOptions", "cell_flags", "cell_help",
-    "help_text", "parse_cell", "parse_hpc", "verb_words",
+    "help_text", "parse_cell", "parse_hpc", "ranks_of", "verb_words",
 ]  # fmt: skip
 
 
@@ -60,7 +60,7 @@ class CheckOptions:
 
 @dataclass(frozen=True)
 class VerbOptions:
-    """A verb of ``%hpc`` and what follows it."""
+    """A verb of ``%hpc`` and what follows it; ``of_all`` is --all, and --clear of ``init``."""
 
     verb: str
     words: tuple[str, ...] = ()
@@ -71,36 +71,76 @@ class VerbOptions:
 
 @dataclass(frozen=True)
 class Verb:
-    """How a verb of ``%hpc`` is written."""
+    """How a verb of ``%hpc`` is written, and what each of its options does."""
 
     usage: str
     help: str
     max_words: int = 0
     has_all: bool = False
+    options: dict[str, str] = field(default_factory=dict)
 
+
+_START_FLAGS = {
+    "--mesh": "axis names and sizes, for example dp=2,tp=2; one axis dp by default",
+    "--name": "what the cluster is called",
+    "--threads": "OpenMP and torch threads of a rank; cores divided by ranks by default",
+    "--idle-timeout": "end the cluster so many seconds after the last notebook has gone; 8 hours by default, 0 at once",
+    "--grace": "release ranks that wait in vain after so many seconds, 1 by default; off for never",
+    "--auto-restart": "replace ranks that die by themselves",
+    "--launcher": "who starts the ranks: local",
+}
+_CHECK_FLAGS = {
+    "--axis": "mesh axis along which ranks should hold the same; dp by default",
+    "--rng": "compare the random number generators too",
+    "--on": "ranks that are compared: 0-3,7 · ~2 · dp=0&tp=1 · all",
+}
 
 VERBS: dict[str, Verb] = {
     "start": Verb(
         "start [RANKS] [--mesh dp=2,tp=2] [--name NAME] [--threads N] [--idle-timeout SECONDS] [--grace SECONDS|off] "
         "[--auto-restart] [--launcher local]",
         "start ranks; without a number one per GPU, else one per core up to 4",
+        options={"RANKS": "how many", **_START_FLAGS},
     ),
-    "stop": Verb("stop [--all]", "end the cluster, or all of yours; names on the ranks are lost", has_all=True),
+    "stop": Verb(
+        "stop [--all]",
+        "end the cluster, or all of yours; names on the ranks are lost",
+        has_all=True,
+        options={"--all": "every cluster of yours on this machine, whichever notebook started it"},
+    ),
     "status": Verb(
-        "status [--all]", "one row per rank: node, process, device, state, memory; or per cluster", has_all=True
+        "status [--all]",
+        "one row per rank: node, process, device, state, memory; or per cluster",
+        has_all=True,
+        options={"--all": "one row per cluster of yours on this machine"},
     ),
-    "attach": Verb("attach [NAME]", "take a cluster that runs, after a kernel restart for example; names are kept", 1),
+    "attach": Verb(
+        "attach [NAME]",
+        "take a cluster that runs, after a kernel restart for example; names are kept",
+        1,
+        options={"NAME": "as %hpc status --all lists it; may be left out where there is one"},
+    ),
     "detach": Verb("detach", "let go of the cluster; it goes on until %hpc attach or its idle timeout"),
     "join": Verb("join", "show the cell that still runs, from its beginning, until it ends"),
     "interrupt": Verb("interrupt", "stop the cell that runs; names are kept"),
     "recover": Verb("recover", "build the process groups again"),
     "restart-rank": Verb(
-        "restart-rank [RANK ...]", "replace ranks by new processes; without a number those that died", 64
+        "restart-rank [RANK ...]",
+        "replace ranks by new processes; without a number those that died",
+        64,
+        options={"RANK": "numbers, also 0-2 and 0,3; names on these ranks are lost"},
     ),
     "debug": Verb("debug RANK", "pdb on the last failure of a rank; breakpoint() in a cell stops there", 1),
+    "init": Verb(
+        "init [--clear [N ...]]",
+        "cells marked with --init, which run again on a rank that takes the place of another",
+        64,
+        options={"--clear": "forget those of these numbers, or all"},
+    ),
     "check": Verb(
         "check [NAME ...] [--axis dp] [--rng] [--on RANKS]",
         "compare what replicas hold, bit by bit; without names all modules and optimizers",
+        options={"NAME": "of a cell on the ranks, also trainer.model", **_CHECK_FLAGS},
     ),
     "timing": Verb("timing [breakdown|timeline]", "where the time of the last cell went, as plots", 1),
     "logs": Verb("logs [RANK]", "what a rank wrote outside of cells; without a rank, the agent's log", 1),
@@ -110,6 +150,8 @@ VERBS: dict[str, Verb] = {
 
 #: Verbs whose words are ranks.
 _RANKS = ("logs", "restart-rank")
+#: A range names no more of them; no cluster has so many.
+_MOST_RANKS = 100_000
 
 _CELL_USAGE = "%%hpc_parallel [--on RANKS] [--timeout SECONDS] [--out NAME] [--init] [--time | --no-time]"
 _CELL_FLAGS = {
@@ -121,35 +163,28 @@ _CELL_FLAGS = {
     "--no-time": "show output only",
     "--help": "this text",
 }
-_START_FLAGS = {
-    "--mesh": "axis names and sizes",
-    "--name": "what the cluster is called",
-    "--threads": "OpenMP and torch threads of a rank",
-    "--idle-timeout": "end the cluster so many seconds after the last notebook has gone",
-    "--grace": "release ranks that wait in vain after so many seconds; off for never",
-    "--auto-restart": "replace ranks that die by themselves",
-    "--launcher": "who starts the ranks",
-}
-
-_CHECK_FLAGS = {
-    "--axis": "mesh axis along which ranks should hold the same; dp by default",
-    "--rng": "compare the random number generators too",
-    "--on": "ranks that are compared: 0-3,7 · ~2 · dp=0&tp=1 · all",
-}
 
 
 def cell_help() -> str:
     """Help of ``%%hpc_parallel``."""
-    rows = "\n".join(f"  {flag:<10} {words}" for flag, words in _CELL_FLAGS.items())
-    return f"{_CELL_USAGE}\n\nRun the cell on every rank.\n\n{rows}"
+    return f"{_CELL_USAGE}\n\nRun the cell on every rank.\n\n{_table(_CELL_FLAGS)}"
 
 
 def help_text(verb: str | None = None) -> str:
     """Help of ``%hpc``, or of one verb."""
     if verb is not None:
-        return f"%hpc {VERBS[verb].usage}\n  {VERBS[verb].help}"
-    rows = "\n".join(f"  %hpc {word:<10} {each.help}" for word, each in VERBS.items())
-    return f"%hpc VERB\n\n{rows}\n\n{_CELL_USAGE}\n  run the cell on every rank; --help tells more"
+        rows = _table(VERBS[verb].options)
+        return f"%hpc {VERBS[verb].usage}\n  {VERBS[verb].help}" + (f"\n\n{rows}" if rows else "")
+    rows = _table({f"%hpc {word}": each.help for word, each in VERBS.items()})
+    return (
+        f"%hpc VERB\n\n{rows}\n\n%hpc VERB --help explains its options\n\n"
+        f"{_CELL_USAGE}\n  run the cell on every rank; --help tells more"
+    )
+
+
+def _table(rows: dict[str, str]) -> str:
+    width = max(map(len, rows), default=0)
+    return "\n".join(f"  {word:<{width}}  {words}" for word, words in rows.items())
 
 
 def parse_cell(line: str) -> CellOptions:
@@ -200,10 +235,21 @@ def parse_hpc(line: str) -> VerbOptions:
         return VerbOptions(verb, start=_parse_start(rest))
     if verb == "check":
         return VerbOptions(verb, check=_parse_check(rest))
+    if verb == "init":
+        return _parse_init(rest)
     of_all = VERBS[verb].has_all and "--all" in rest
     rest = [word for word in rest if not (of_all and word == "--all")]
     _check_words(verb, rest)
     return VerbOptions(verb, tuple(rest), of_all=of_all)
+
+
+def ranks_of(words: tuple[str, ...]) -> list[int]:
+    """``("0-2,5", "7")`` -> 0, 1, 2, 5, 7; whether there are such ranks the cluster says."""
+    ranks: list[int] = []
+    for part in ",".join(words).split(",") if words else ():
+        first, _, last = part.partition("-")
+        ranks += range(int(first), min(int(last or first), int(first) + _MOST_RANKS) + 1)
+    return ranks
 
 
 def _check_words(verb: str, rest: list[str]) -> None:
@@ -217,10 +263,18 @@ def _check_words(verb: str, rest: list[str]) -> None:
     if verb == "timing" and rest and rest[0] not in ("breakdown", "timeline"):
         _fail(f"%hpc timing has no plot {rest[0]!r}; there are breakdown, timeline")
     for word in rest if verb in _RANKS else ():
-        if not re.fullmatch(r"\d+" if verb == "logs" else r"\d+([-,]\d+)*", word):
+        if not re.fullmatch(r"\d+" if verb == "logs" else r"\d+(-\d+)?(,\d+(-\d+)?)*", word):
             _fail(f"%hpc {verb} {word}: a rank is a number, for example  %hpc {verb} 0")
     if verb == "debug" and not (rest and rest[0].isdecimal()):
         _fail(f"%hpc debug{' ' + rest[0] if rest else ''}: name one rank by its number, for example  %hpc debug 1")
+
+
+def _parse_init(words: list[str]) -> VerbOptions:
+    clears = words[:1] == ["--clear"]
+    for word in words[1:] if clears else words:
+        if not (clears and word.isdecimal()):
+            _fail(f"%hpc init does not take {word!r}; write  %hpc {VERBS['init'].usage}")
+    return VerbOptions("init", tuple(words[1:]), of_all=clears)
 
 
 def _parse_check(words: list[str]) -> CheckOptions:
@@ -323,6 +377,7 @@ def verb_words(verb: str) -> list[str]:
     words = {
         "start": list(_START_FLAGS),
         "check": list(_CHECK_FLAGS),
+        "init": ["--clear"],
         "timing": ["breakdown", "timeline"],
         "help": list(VERBS),
     }

@@ -16,11 +16,19 @@ if TYPE_CHECKING:
 
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["register", "unregister"]
+__all__ = ["cell_id", "register", "unregister"]
 
 _MAGIC = "%%hpc_parallel"
 _CALL = "get_ipython().run_cell_magic('hpc_parallel',"
 _AWAITED = "await get_ipython().run_cell_magic('hpc_parallel_awaited',"
+
+
+def cell_id(shell: InteractiveShell) -> str:
+    """What the front-end calls the cell that runs, however often it is edited; "" if it does not say."""
+    if not hasattr(shell, "kernel"):
+        return ""
+    parent = getattr(shell, "kernel").get_parent("shell")  # noqa: B009 - a trait of ipykernel's shell only
+    return str((parent.get("metadata") or {}).get("cellId") or "")
 
 
 class _Awaiting:

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, magics_class
 
 from hpcnb.core.errors import ClusterStateError
-from hpcnb.core.ranks import RankSet
-from hpcnb.core.selection import select
-from hpcnb.notebook import arguments, awaiting, completion, restarting, show
+from hpcnb.notebook import arguments, awaiting, completion, initializing, restarting, show
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -28,6 +26,10 @@ class HpcMagics(Magics):
 
     shell: InteractiveShell
 
+    def __init__(self, shell: InteractiveShell) -> None:
+        super().__init__(shell)
+        self._inits = initializing.Versions()
+
     @line_cell_magic
     def hpc_parallel(self, line: str, cell: str | None = None) -> None:
         """Run the cell on every rank; ``%hpc_parallel --help`` lists the options."""
@@ -36,7 +38,7 @@ class HpcMagics(Magics):
             print(arguments.cell_help())
             return
         view = show.cell_view(self.shell, show_time=options.show_time)
-        self._settle(options, _cluster().execute(self._request(options, cell), view))
+        self._settle(options, cell, _cluster().execute(self._request(options, cell), view))
 
     @cell_magic
     def hpc_parallel_awaited(self, line: str, cell: str) -> Coroutine[None, None, None]:
@@ -44,8 +46,11 @@ class HpcMagics(Magics):
         return self._await_cell(arguments.parse_cell(line), cell)
 
     async def _await_cell(self, options: arguments.CellOptions, cell: str) -> None:
+        if options.show_help:
+            print(arguments.cell_help())
+            return
         view = show.cell_view(self.shell, show_time=options.show_time)
-        self._settle(options, await _cluster().execute_async(self._request(options, cell), view))
+        self._settle(options, cell, await _cluster().execute_async(self._request(options, cell), view))
 
     def _request(self, options: arguments.CellOptions, cell: str) -> CellRequest:
         from hpcnb.cluster.cell_run import CellRequest
@@ -60,10 +65,12 @@ class HpcMagics(Magics):
             is_init=options.is_init,
         )
 
-    def _settle(self, options: arguments.CellOptions, result: CellResult) -> None:
+    def _settle(self, options: arguments.CellOptions, cell: str, result: CellResult) -> None:
+        self._inits.ran(_cluster, cell, result, is_init=options.is_init, cell_id=awaiting.cell_id(self.shell))
         if options.out is not None and not result.ok:
             self.shell.user_ns[options.out] = result.objects(partial=True)
-        result.raise_for_errors()
+        if not result.caught_interrupt:
+            result.raise_for_errors()
         if options.out is not None:
             self.shell.user_ns[options.out] = result.objects()
 
@@ -106,11 +113,16 @@ class HpcMagics(Magics):
 
     def _detach(self, _: arguments.VerbOptions) -> None:
         cluster = _cluster()
+        key = cluster.key
         cluster.detach()
-        print(f"cluster {cluster.name!r} goes on without this notebook;  %hpc attach {cluster.name}  takes it again")
+        print(
+            f"cluster {cluster.name!r} goes on without this notebook;  %hpc attach {show.name_of(key)}  takes it again"
+        )
 
     def _join(self, _: arguments.VerbOptions) -> None:
-        _cluster().join(show.cell_view(self.shell, show_time=True)).raise_for_errors()
+        result = _cluster().join(show.cell_view(self.shell, show_time=True))
+        if not result.caught_interrupt:
+            result.raise_for_errors()
 
     def _stop(self, options: arguments.VerbOptions) -> None:
         if options.of_all:
@@ -135,11 +147,16 @@ class HpcMagics(Magics):
 
     def _restart_rank(self, options: arguments.VerbOptions) -> None:
         cluster = _cluster()
-        chosen = select(",".join(options.words), cluster.selection_context()) if options.words else RankSet()
-        print(cluster.restart_rank(*chosen))
+        print(cluster.restart_rank(*arguments.ranks_of(options.words)))
 
     def _debug(self, options: arguments.VerbOptions) -> None:
         _cluster().debug(int(options.words[0]), view=show.cell_view(self.shell, show_time=False))
+
+    def _init(self, options: arguments.VerbOptions) -> None:
+        cluster = _cluster()
+        if options.of_all:
+            cluster.forget_init_cells(*(int(word) for word in options.words))
+        show.init_cells(cluster)
 
     def _check(self, options: arguments.VerbOptions) -> None:
         asked = options.check or arguments.CheckOptions()

@@ -10,7 +10,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from hpcnb.core.errors import TimelineError
+from hpcnb.core.errors import LaunchError, TimelineError
 from hpcnb.notebook import view
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from hpcnb.cluster.result import CellResult
 
 __all__ = [
-    "aligned", "attach", "cell_view", "cluster_rows", "clusters", "duration", "start", "status", "status_rows",
-    "stop_all", "timing",
+    "aligned", "attach", "cell_view", "cluster_rows", "clusters", "duration", "init_cells", "name_of", "start",
+    "status", "status_rows", "stop_all", "timing",
 ]  # fmt: skip
 
 
@@ -72,7 +72,11 @@ def start(shell: InteractiveShell, cluster: Cluster) -> None:
     plural = "s" if cluster.world_size > 1 else ""
     head = f"starting {cluster.world_size} rank{plural} on this machine"
     show(head, update=False)
-    cluster.start(on_stage)
+    try:
+        cluster.start(on_stage)
+    except KeyboardInterrupt:
+        msg = "the start was interrupted, and nothing of it is left; start again with  %hpc start"
+        raise LaunchError(msg) from None
     done = [stage for stage in cluster.start_stages if not stage.startswith("ranks ")]
     words = f"{done[-1]} · mesh {cluster.mesh} · {' · '.join(done[:-1])}"
     if notebook:
@@ -92,6 +96,15 @@ def _tell_of_others() -> None:
                 f"cluster {row.name!r} ({row.num_ranks} rank{'s' if row.num_ranks > 1 else ''}, no notebook) is also "
                 f"running:  %hpc stop  and then  %hpc attach {row.key}  takes it instead,  %hpc stop --all  ends both"
             )
+
+
+def name_of(key: str) -> str:
+    """What ``attach`` takes for this cluster: its name, or that of its folder where two have the same."""
+    from hpcnb.cluster.attach import clusters as all_clusters
+
+    names = {row.key: row.name for row in all_clusters()}
+    name = names.get(key, key)
+    return name if list(names.values()).count(name) == 1 else key
 
 
 def _warm_plots() -> None:
@@ -130,6 +143,17 @@ def aligned(table: list[list[str]]) -> list[str]:
 def status(cluster: Cluster) -> None:
     """One row per rank."""
     _show_table(status_rows(cluster.status()), str(cluster))
+
+
+def init_cells(cluster: Cluster) -> None:
+    """Cells that run again on new ranks, by the numbers that ``%hpc init --clear`` takes."""
+    cells = cluster.init_cells()
+    for number, (label, source) in enumerate(cells, 1):
+        first, *rest = source.strip().splitlines() or [""]
+        more = f"  ... {len(rest)} more line{'s' if len(rest) > 1 else ''}" if rest else ""
+        print(f"{number}  {label.removeprefix('cell ')}  {first}{more}")
+    if not cells:
+        print("no cell runs again on new ranks; mark one with  %%hpc_parallel --init")
 
 
 def _show_table(table: list[list[str]], title: str) -> None:
@@ -183,13 +207,16 @@ class _WithFailure:
 def cluster_rows(rows: list[ClusterRow]) -> list[list[str]]:
     """Clusters as a table of strings, header first."""
     table = [["name", "ranks", "mesh", "node", "state", "started", "notebooks", "running cell", "idle time left"]]
+    names = [row.name for row in rows if row.state != "removed"]
     for row in rows:
+        # of clusters of one name, attach wants the folder's
+        name = row.name if names.count(row.name) < 2 or row.name == row.key else f"{row.name} ({row.key})"
         started = f"{duration(row.age_s)} ago" if row.started_s else ""
         left = "" if row.idle_left_s is None else duration(row.idle_left_s)
         state = f"{row.state}: {row.problem}" if row.problem else row.state
         unseen = f"{len(row.unseen)} ended unseen" if row.unseen else ""
         table.append(
-            [row.name, str(row.num_ranks or ""), row.mesh, row.host, state, started, str(row.notebooks or ""),
+            [name, str(row.num_ranks or ""), row.mesh, row.host, state, started, str(row.notebooks or ""),
              ", ".join(filter(None, [row.cell, unseen])), left]
         )  # fmt: skip
     return table

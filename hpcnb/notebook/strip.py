@@ -26,7 +26,7 @@ def as_text(result: CellResult) -> list[str]:
         return []
     from hpcnb.timing import strip
 
-    return [strip.words(cell), *strip.bars(cell)]
+    return [_of_all(strip.words(cell), result), *strip.bars(cell)]
 
 
 def as_html(result: CellResult) -> str:
@@ -43,12 +43,20 @@ def as_html(result: CellResult) -> str:
     rows = [_row(rank, of_ranks[rank], longest_ms) for rank in (*slow, *fast)]
     if fast:
         rows.insert(len(slow), f"<div>… {len(of_ranks) - len(rows)} ranks between</div>")
-    words, _, blame = (html.escape(part) for part in strip.words(cell).partition("     "))
+    words, _, blame = (html.escape(part) for part in _of_all(strip.words(cell), result).partition("     "))
     words += f"<br>{blame}" if blame else ""
     return (
         '<div style="margin:.4em 0 0;font-size:90%;max-width:60em">'
         f'<div style="opacity:.8">{words}</div>{"".join(rows)}{_legend(of_ranks)}</div>'
     )
+
+
+def _of_all(words: str, result: CellResult) -> str:
+    """``3 of 4 ranks · ...`` where a rank has not answered, and so has no bar."""
+    cell, num_ranks = result.cell_timeline, len(result.ranks)
+    if cell is None or len(cell.ranks) == num_ranks:
+        return words
+    return f"{len(cell.ranks)} of {num_ranks} ranks · {words.partition(' · ')[2]}"
 
 
 def _row(rank: int, durations_ms: Mapping[str, float], longest_ms: float) -> str:

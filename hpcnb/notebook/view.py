@@ -30,6 +30,8 @@ _SETTLE_S = 0.3
 def _footer(result: CellResult) -> list[str]:
     lines = [f"{markup.label(ranks)} {notice}" for notice, ranks in result.notices.items()]
     if result.ok:  # else the error tells
+        if result.caught_interrupt:
+            lines.append("the cell was interrupted, and ended without an error")
         lines += [*result.explanations, *result.recovery]
     if result.floods:
         paths = sorted(result.floods.values())

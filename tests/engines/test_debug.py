@@ -144,13 +144,13 @@ def test_breakpoint_on_one_rank_while_the_others_wait_in_a_barrier(cluster4):
     assert result.outputs[1].splitlines()[-3:] == ["(Pdb) p value", "11", "(Pdb) c"]
 
 
-@pytest.mark.parametrize("leave", ["q", EOFError, KeyboardInterrupt])
+@pytest.mark.parametrize("leave", ["q", EOFError])
 def test_leaving_ends_the_cell_on_that_rank_with_an_error_of_its_own(cluster2, leave):
     result, _ = execute(cluster2, "kept = rank\nif rank == 1:\n    breakpoint()\n    kept = 9\nkept", {1: [leave]})
     assert result.values == {0: "0"}
     assert result.errors[1].ename == "DebuggerQuit"
     assert result.errors[1].line == 3
-    key = {"q": "q", EOFError: "Ctrl-D", KeyboardInterrupt: "Ctrl-C"}[leave]
+    key = {"q": "q", EOFError: "Ctrl-D"}[leave]
     assert result.errors[1].evalue == f"the debugger was left with {key}, which ended the cell here; c runs on"
     assert "Traceback" not in result.failure_text()
     assert cluster2.run("kept").values == {0: "0", 1: "1"}
@@ -269,10 +269,29 @@ def test_input_from_a_thread(cluster2):
     assert result.values == {0: "['1', '2']"}
 
 
-def test_the_end_of_input_and_ctrl_c_at_the_prompt_are_what_they_are_elsewhere(cluster2):
-    result, _ = execute(cluster2, "input('name? ')", {0: [EOFError], 1: [KeyboardInterrupt]})
-    assert {rank: error.ename for rank, error in result.errors.items()} == {0: "EOFError", 1: "KeyboardInterrupt"}
+def test_the_end_of_input_is_what_it_is_elsewhere(cluster2):
+    result, _ = execute(cluster2, "input('name? ')", {0: [EOFError], 1: ["Ada"]})
+    assert {rank: error.ename for rank, error in result.errors.items()} == {0: "EOFError"}
     assert not result.interrupted
+
+
+@pytest.mark.parametrize("source", ["input('name? ')", "breakpoint()\n1", "for _ in hpc.progress(range(3)): input()"])
+def test_one_ctrl_c_at_a_prompt_interrupts_the_cell(cluster4, source):
+    result, person = execute(cluster4, f"kept = 3\n{source}", {rank: [KeyboardInterrupt] for rank in range(4)})
+    assert result.interrupted
+    assert {rank: error.ename for rank, error in result.errors.items()} == dict.fromkeys(range(4), "KeyboardInterrupt")
+    assert asked(person) == [0]  # the others are not asked any more
+    assert cluster4.run("hpc.barrier()\nkept").values == dict.fromkeys(range(4), "3")
+
+
+def test_ctrl_c_leaves_a_post_mortem(cluster2):
+    cluster2.run("1 / 0")
+
+    def ask(_):
+        raise KeyboardInterrupt
+
+    cluster2.debug(0, ask=ask)
+    assert cluster2.run("hpc.barrier()").ok
 
 
 def test_input_without_anybody_to_ask(cluster2):

@@ -596,8 +596,8 @@ def test_a_message_that_does_not_fit_is_told_far_behind_its_sender(cluster3, odd
     size = 1 + odd % 50
     fails(
         cluster3, AHEAD + receive,
-        rf"message \d+ from rank 0 is message\(float32\[{size}\]\) \(line 3\), "
-        rf"and rank 1 expects message\(float32\[{size + 1}\]\) \(line 6\)", timeout_s=120,
+        rf"message \d+ from rank 0 is send\(float32\[{size}\]\) \(line 3\), "
+        rf"and rank 1 expects recv\(float32\[{size + 1}\]\) \(line 6\)", timeout_s=120,
     )  # fmt: skip
     assert cluster3.run("k", on="1").values == {1: str(odd)}  # neither an earlier nor a later one
 
@@ -610,8 +610,8 @@ if rank == 0:
     for k in range(2000): dist.send(torch.ones(1 + k % 50 + (k == 1000)), 1)
 """
     fails(
-        cluster3, receive, r"message \d+ from rank 0 is message\(float32\[2\]\) \(line 5\), "
-        r"and rank 1 expects message\(float32\[1\]\) \(line 2\)", timeout_s=120,
+        cluster3, receive, r"message \d+ from rank 0 is send\(float32\[2\]\) \(line 5\), "
+        r"and rank 1 expects recv\(float32\[1\]\) \(line 2\)", timeout_s=120,
     )  # fmt: skip
 
 

@@ -57,7 +57,10 @@ def built4(settled4):
 def test_equal_replicas(built4):
     values = run(built4, "hpc.check_same(model, optimizer, x)").values
     assert set(values.values()) == {"'36 tensors and values are the same along axis dp'"}
-    assert repr(built4.check()) == "ranks 0-3 agree: 35 tensors and values, 344 B, along axis dp"
+    assert repr(built4.check()) == (
+        "ranks 0-3 agree: 35 tensors and values, 344 B, along axis dp\n"
+        "(modules and optimizers only; name tensors and numbers to compare them too:  %hpc check step)"
+    )
     assert built4.check("x", "model.0", axis="tp").ok
     assert built4.last_result.values == values  # a check is no cell of the person's
 
@@ -118,6 +121,22 @@ def test_shapes_values_and_random_numbers(cluster2):
 def test_names_on_some_ranks_only(cluster2):
     run(cluster2, "import torch.nn as nn\ntorch_seed = 0\nif rank == 1: extra = nn.Linear(1, 1)")
     assert "extra.bias: missing on rank 0, float32 (1,) on rank 1" in repr(cluster2.check())
+
+
+def test_a_name_that_whole_groups_lack(built4):
+    run(built4, "del model, optimizer", on="1,3")
+    checked = built4.check("model")
+    assert not checked
+    assert repr(checked).splitlines()[0].startswith("ranks 0,2 agree: ")
+    assert repr(checked).splitlines()[1:] == ["model is missing on ranks 1,3"]
+
+
+def test_numbers_are_not_advised_to_be_brought(built4):
+    told = errors(built4, "step_number = rank\nhpc.check_same(step_number)")[0]
+    assert "hpc.resync(" not in told
+    assert "hpc.resync does not bring them: it takes modules, optimizers and tensors" in told
+    run(built4, ONE_ULP)
+    assert "type  hpc.resync(model)  in a cell" in repr(built4.check("model"))
 
 
 def test_bad_checks(built4):

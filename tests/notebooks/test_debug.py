@@ -90,10 +90,11 @@ def test_breakpoint_on_one_rank_while_the_other_waits(front_end):
     assert text.splitlines()[-2:] == ["Out[0]: 0", "Out[1]: 15"]
 
 
-def test_ctrl_c_at_the_prompt_leaves_the_debugger(front_end):
-    status, _, text, _ = front_end.run("%%hpc_parallel --no-time --on 1\nbreakpoint()\n1", [KeyboardInterrupt])
+def test_ctrl_c_at_the_prompt_interrupts_the_cell(front_end):
+    status, prompts, text, _ = front_end.run("%%hpc_parallel --no-time\nbreakpoint()\n1", [KeyboardInterrupt])
     assert status == "error"
-    assert "rank 1 of 2 raised  DebuggerQuit: the debugger was left with Ctrl-C" in text
+    assert len(prompts) == 1
+    assert "ranks 0,1 of 2 raised  KeyboardInterrupt" in text
     assert front_end.run("%%hpc_parallel --no-time\nrank")[2].splitlines()[-1] == "Out[1]: 1"
 
 

@@ -39,6 +39,7 @@ def cells():
         "%hpc stop",
         "%hpc stop",
         "values, 'unsent' in dir()",
+        "%%hpc_parallel --help\nraise SystemError('it ran')",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     NotebookClient(notebook, timeout=120, kernel_name="python3", allow_errors=True).execute()
@@ -72,6 +73,7 @@ def test_start_shows_its_stages_and_only_once(cells):
 def test_help(cells):
     assert "%hpc start" in plain(cells[5])
     assert "--timeout" in plain(cells[6])
+    assert plain(cells[23]) == plain(cells[6])  # and the cell is not run
 
 
 def test_output_is_one_area_with_text_and_html(cells):

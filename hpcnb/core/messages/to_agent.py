@@ -209,10 +209,10 @@ class Ask(Message):
     """A question that the agent answers itself (Answer), also while ranks are busy."""
 
     request: int
-    #: "status", "logs", "cluster", or "leave": the notebook ends, and so does the agent if there is no other; the
-    #: answer is how many others there are.
+    #: "status", "logs", "cluster", "init cells", "drop init cell" (true if it was there), or "leave": the notebook
+    #: ends, and so does the agent if there is no other; the answer is how many others there are.
     question: str
-    argument: int  # logs: the rank, or -1 for the agent
+    argument: int  # logs: the rank, or -1 for the agent; drop: which from 1 on, or -1 for all
 
 
 @message

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from hpcnb.cluster import asking
 from hpcnb.cluster.asking import Asker
 from hpcnb.cluster.cell_run import CellRun
 from hpcnb.cluster.waiting import Inbox
@@ -48,6 +49,12 @@ class Asked:
         while (event := self.inbox.take(0)) is not None:
             found += isinstance(event, watch.InterruptAsked)
         return found
+
+
+@pytest.fixture(autouse=True)
+def _ask_at_once(monkeypatch):
+    """The first question does not wait for those of lower ranks."""
+    monkeypatch.setattr(asking, "_GATHER_S", 0.0)
 
 
 @pytest.fixture
@@ -104,12 +111,28 @@ def test_a_press_that_meets_the_answer_is_one_press(sigints):
     assert sigints == []
 
 
-def test_ctrl_c_of_a_person_ends_the_question_only(sigints):
+def test_ctrl_c_of_a_person_is_a_press_for_the_cell(sigints):
     asked = Asked(lambda: signal.raise_signal(signal.SIGINT))
     asked.question(0)
-    assert asked.sent == [m.InputReply(CELL, 0, 1, "", "KeyboardInterrupt")]
-    assert asked.presses() == 0
+    asked.question(1)
+    assert len(asked.prompts) == 1  # the other rank is not asked
+    assert asked.sent == []  # the interrupt will be sent when the press is taken
+    assert asked.presses() == 1
     assert sigints == []
+
+
+def test_ranks_that_ask_at_the_same_moment_are_asked_from_the_lowest_on(monkeypatch):
+    monkeypatch.setattr(asking, "_GATHER_S", 0.02)
+    asked = Asked(lambda: "typed")
+    asked.question(1)
+    assert asked.prompts == []
+    asked.question(0)
+    assert asked.prompts == ["(rank 1 waits to ask too)\n[rank 0] ? "]
+    time.sleep(0.03)  # rank 0 may ask again, but this long nobody waits for it
+    asked.asker.step(None)
+    time.sleep(0.03)
+    asked.asker.step(None)
+    assert asked.prompts[1:] == ["[rank 1] ? "]
 
 
 def test_ctrl_c_beside_the_question_is_a_press_like_any(sigints):

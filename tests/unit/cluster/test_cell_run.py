@@ -284,7 +284,11 @@ def test_a_rank_that_waits_for_one_that_raised_is_released(clock):
     reason = "rank 2 raised ValueError"
     assert feed(run, states) == [watch.Say(reason), watch.ReleaseRanks(RankSet([0, 1]), reason)]
     assert run.result.explanations == [reason]
-    assert run.news() == ["rank 2 of 4 raised  ValueError: x\n      line 1:  f()", reason, "ranks 0,1 still run"]
+    assert run.news() == [
+        "rank 2 of 4 raised  ValueError: x\n      line 1:  f()",
+        f"ranks were released: {reason}",
+        "ranks 0,1 still run",
+    ]
     aborted = {**ERROR, "ename": "CollectiveAborted", "operation": "all_reduce #1 (32 B, line 2)", "waited_s": 3.2}
     feed(run, done(*(reply(rank, ok=False, error=aborted, is_broken=True) for rank in (0, 1))))
     result = finish(run)

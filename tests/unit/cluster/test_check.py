@@ -10,6 +10,7 @@ from hpcnb import Cluster
 from hpcnb.cluster.check import compared
 from hpcnb.core.errors import ClusterStateError, OptionError
 from hpcnb.core.mesh import MeshSpec
+from hpcnb.core.ranks import RankSet
 from hpcnb.core.replicas import Digest
 
 MESH = MeshSpec(("dp",), (3,))
@@ -41,6 +42,46 @@ def test_differences_are_listed():
         "  model.w  float32 (4,): rank 2 differs from ranks 0,1",
     ]
     assert "hpc.resync" in repr(result)
+
+
+def test_a_name_that_whole_groups_lack_is_told():
+    """With dp=2,tp=2 and ranks 1 and 3 replaced, nobody whom rank 1 should agree with has the model."""
+    mesh = MeshSpec(("dp", "tp"), (2, 2))
+    new = [tensor("other.w")]
+    result = compared(sent([tensor("model.w"), *new], new, [tensor("model.w"), *new], new), mesh, (), None)
+    assert not result
+    assert result.lacking == {"model": RankSet([1, 3])}
+    assert repr(result).splitlines() == [
+        "ranks 0,2 agree: 2 tensors and values, 32 B, along axis dp",
+        "model is missing on ranks 1,3",
+        "(modules and optimizers only; name tensors and numbers to compare them too:  %hpc check step)",
+    ]
+    # where a row says that it is missing, it is not said again
+    result = compared(
+        sent([tensor("a.model.w")], [], [tensor("a.model.w")], [tensor("a.model.w")]), mesh, ("a.model",), None
+    )
+    assert not result.lacking
+    assert "a.model.w: missing on rank 1, float32 (4,) on rank 3" in repr(result)
+
+
+def test_only_what_resync_brings_is_advised():
+    def repr_of(*rows):
+        return repr(compared(sent(*([row(rank) for row in rows] for rank in range(3))), MESH, ("model", "step"), None))
+
+    def weight(rank):
+        return Digest("model.w", bytes([rank]), "float32 (4,)", 16, brought_as="model")
+
+    def number(rank):
+        return Digest("step", bytes([rank]), str(rank))
+
+    assert repr_of(weight, lambda _: Digest("step", b"", "1")).endswith("type  hpc.resync(model)  in a cell")
+    told = repr_of(lambda _: weight(0), number)
+    assert "hpc.resync(" not in told
+    assert told.endswith(
+        "hpc.resync does not bring them: it takes modules, optimizers and tensors; set the rest in a cell"
+    )
+    told = repr_of(weight, number)
+    assert "type  hpc.resync(model)  in a cell. hpc.resync does not bring step: it takes" in told
 
 
 def test_a_long_list_is_cut():

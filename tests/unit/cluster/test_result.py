@@ -129,6 +129,13 @@ def test_what_is_raised(changes, kind, words):
     assert type(caught.value) is kind
 
 
+def test_a_cell_that_caught_its_interrupt_is_fine():
+    assert result(interrupted=True).caught_interrupt
+    assert not result(interrupted=True, errors={0: error("KeyboardInterrupt", "")}).caught_interrupt
+    assert not result(interrupted=True, timeout_s=1.0).caught_interrupt
+    assert not result().caught_interrupt
+
+
 def test_a_cell_that_is_fine():
     fine = result()
     fine.raise_for_errors()
@@ -162,6 +169,7 @@ def test_a_value_that_cannot_be_read_here_names_its_rank():
 
 REASON = "rank 2 raised ValueError"
 WAITED = "all_reduce #17 (4.2 MB, line 6)"
+UNDEFINED = "tensors that all_reduce (line 6) was writing hold undefined values there"
 
 
 def released(reason=REASON, operation=WAITED, waited_s=1.0, ename="CollectiveAborted"):
@@ -176,16 +184,52 @@ def test_who_raised_is_told_first_and_who_waited_for_it_in_one_line():
     assert text.split("\n\n") == [
         "rank 2 of 4 raised  ValueError: bad shard\n      line 2:  step(batch)",
         "Traceback of ValueError",
-        f"ranks 0,1,3 were in  {WAITED}  for 1.3 s and were released: {REASON}",
+        f"ranks 0,1,3 were in  {WAITED}  for 1.3 s and were released: {REASON}\n{UNDEFINED}",
     ]
 
 
 def test_ranks_that_waited_in_different_operations_are_told_apart():
     errors = {0: released(), 1: released(operation="recv #2 (32 B, line 7)", waited_s=2.0), 3: released(waited_s=1.5)}
     assert result(errors=errors, explanations=[REASON]).failure_text().split("\n") == [
-        REASON,
+        f"{REASON}, so ranks that waited were released:",
         f"ranks 0,3 were in  {WAITED}  for 1.5 s and were released",
         "rank 1 was in  recv #2 (32 B, line 7)  for 2.0 s and was released",
+        "tensors that all_reduce (line 6) and recv (line 7) were writing hold undefined values there",
+    ]
+
+
+def test_who_called_while_groups_were_broken_is_not_said_to_have_been_in_it():
+    errors = {rank: released("a wait was given up", "all_reduce(float32[2], sum)", 0.0) for rank in (0, 2)}
+    why = "process groups cannot be used while rank 1 still runs cell In[4]"
+    assert (
+        result(errors=errors, explanations=[why]).failure_text()
+        == f"ranks 0,2 could not call  all_reduce(float32[2], sum): {why}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("operation", "words"),
+    [
+        ("broadcast #2 (4 B)", "that broadcast was writing"),
+        ("recv from any rank #2 (4 B, line 3)", "that recv (line 3) was writing"),
+        ("barrier #1 (0 B, line 3)", ""),
+        ("send #1 (4 B, line 3)", ""),
+        ("all_reduce(float32[2], sum)", ""),  # refused, not begun
+    ],
+)
+def test_tensors_that_were_being_written_are_told(operation, words):
+    text = result(errors={0: released(operation=operation)}).failure_text()
+    assert words in text
+    assert ("undefined" in text) == bool(words)
+
+
+def test_several_reasons_stay_together():
+    continued = "rank 1 had been stopped from outside (SIGSTOP) and was continued"
+    text = result(errors={0: released()}, explanations=[REASON, continued, "rank 3 raised KeyError"]).failure_text()
+    assert text.split("\n") == [
+        f"rank 0 was in  {WAITED}  for 1.0 s and was released: {REASON}; rank 3 raised KeyError",
+        continued,
+        UNDEFINED,
     ]
 
 
@@ -271,8 +315,10 @@ def test_a_lost_connection_is_explained_by_the_rank_that_ended():
     text = result(errors=lost, **exits({2: RankExit(-9)})).failure_text()
     assert text.split("\n\n") == [
         "rank 2 of 4 was ended by SIGKILL; its names are lost",
-        f"ranks 0,1 were in  {WAITED}  for 1.0 s and were released",
+        f"ranks 0,1 were in  {WAITED}  for 1.0 s and were released: rank 2 had ended\n{UNDEFINED}",
     ]
+    text = result(errors=lost, **exits({2: RankExit(-9), 3: RankExit(-9)})).failure_text()
+    assert "and were released: ranks 2,3 had ended" in text
 
 
 def test_a_rank_that_was_ended_since_it_did_not_answer():

@@ -83,12 +83,12 @@ class FakeAgent:
         kinds, self.sent[:] = [type(message).__name__ for message in self.sent], []
         return kinds
 
-    def run(self, *, is_async=False):
+    def run(self, *, is_async=False, on=ALL):
         def message(cell, ranks):
             return m.RunCell(cell, ranks, "x", "cell 7", 1, False, 9, 99, False)
 
         with self.submitter.command():
-            steps = self.submitter.cell(message, ALL, label="cell 7")
+            steps = self.submitter.cell(message, on, label="cell 7")
             return asyncio.run(drive_async(steps)) if is_async else drive(steps)
 
     def follow(self, cell):
@@ -241,6 +241,18 @@ def test_a_rank_that_dies_while_another_is_replaced_is_told_and_nobody_waits_for
     with agent.submitter.command(), pytest.raises(ClusterStateError, match=r"^rank 0 was ended by SIGKILL meanwhile$"):
         drive(agent.submitter.restart(RankSet([1])))
     assert agent.submitter.is_broken
+
+
+def test_why_groups_cannot_be_used_while_another_rank_is_busy():
+    agent = FakeAgent()
+    lost = {"ename": "CollectiveAborted", "evalue": "x", "cell": "", "line": 0, "code": "", "traceback": "", "key": "x"}
+    agent.on[m.RunCell] = lambda message: agent.say(
+        done(message.cell, answer(message.cell, 0, error=lost, is_broken=True))
+    )
+    agent.say(m.CellBegan(1, "cell In[4]", RankSet([1]), 1, 0))
+    agent.submitter._is_broken = True
+    result = agent.run(on=RankSet([0]))
+    assert result.explanations == ["process groups cannot be used while rank 1 still runs an earlier cell"]
 
 
 def test_ctrl_c_while_groups_are_mended_before_a_cell():

@@ -310,6 +310,26 @@ CASES = {
             is_mismatch=True,
         ),
     ),
+    "a message of another size than expected": Case(
+        {
+            0: replace(
+                waits(P2P01, 7, name="message"),
+                inside=Inside("send #7 (32 B, line 7)", P2P01, stamp(1, 7), ranks(0, 1), 3.0),
+            ),
+            1: RankFacts(
+                Activity.CELL, CELL,
+                issues={P2P01: Issues(stamp(1, 7), {stamp(1, 7): (2, "message(float32[9]) (line 9)")})},
+            ),
+        },
+        Expected(
+            ranks(0),
+            (
+                ("as operation 7 of ranks 0,1, rank 0 called send(float32[8]) (line 7) "
+                "and rank 1 called recv(float32[9]) (line 9)"),
+            ),
+            is_mismatch=True,
+        ),
+    ),
     "different lines, the same operation": Case(
         {0: waits(LEFT, 7, name="all_reduce"), 1: waits(LEFT, 7, name="all_reduce at another line")},
         Expected(

@@ -58,6 +58,19 @@ def test_ranks_that_ask_again_and_again_take_turns():
     assert turns == [0, 1, 2]
 
 
+def test_every_round_begins_with_the_lowest_rank():
+    questions = Questions()
+    turns = []
+    for request in (1, 2):
+        for rank in (2, 1, 0):  # the first asks before the others
+            questions.asked(question(rank, request, in_debugger=False))
+            if rank == 2 and request == 1:
+                turns.append(served(questions))
+        while (rank := served(questions)) is not None:
+            turns.append(rank)
+    assert turns == [2, 0, 1, 0, 1, 2]
+
+
 def test_input_is_one_question_and_holds_nobody():
     questions = Questions()
     questions.asked(question(1, in_debugger=False))

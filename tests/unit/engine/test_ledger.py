@@ -77,8 +77,8 @@ def test_what_differs_is_told_at_the_right_message(guards, odd):
     with pytest.raises(CollectiveMismatch) as caught:
         message(guards[1], size + 1, line=9)
     assert str(caught.value) == (
-        f"message {odd} from rank 0 is message(float32[{size}]) (line 6), "
-        f"and rank 1 expects message(float32[{size + 1}]) (line 9)"
+        f"message {odd} from rank 0 is send(float32[{size}]) (line 6), "
+        f"and rank 1 expects recv(float32[{size + 1}]) (line 9)"
     )
 
 
@@ -115,9 +115,7 @@ def test_sizes_are_told_when_there_are_too_many_for_the_strings(guards):
         for guard in guards:
             guard.signature("message", [torch.empty(number)], ())
     message(guards[0], 12_345)
-    with pytest.raises(
-        CollectiveMismatch, match=r"is message\(float32\[12345\]\) .* expects message\(int64\[4321\]\) "
-    ):
+    with pytest.raises(CollectiveMismatch, match=r"is send\(float32\[12345\]\) .* expects recv\(int64\[4321\]\) "):
         message(guards[1], 4321, dtype=torch.int64)
 
 

@@ -88,6 +88,16 @@ def test_containers_arrays_and_plain_values():
     assert not same(np.ones(2), np.ones(2, dtype=np.float32))
 
 
+def test_what_resync_takes_is_known():
+    module = nn.Linear(1, 1)
+    held = {
+        "model": module, "optimizer": torch.optim.SGD(module.parameters()), "x": [torch.ones(1)], "step": 3,
+        "state": {"x": torch.ones(1), "step": 3}, "array": np.ones(1),
+    }  # fmt: skip
+    found = {each.path.split(".")[0]: each.brought_as for each in replicas.digests(held, rng=False)}
+    assert found == {"model": "model", "optimizer": "optimizer", "x": "x", "step": "", "state": "", "array": ""}
+
+
 def test_what_cannot_be_compared_is_named():
     with pytest.raises(OptionError, match=r"x\.a is a object: what can be compared are modules, optimizers"):
         hashes({"a": object()})

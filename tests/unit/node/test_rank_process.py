@@ -54,7 +54,9 @@ def test_output_of_a_cell_passes_and_other_output_is_logged(process, pipes):
     assert process.end_cell() == [("stdout", "from C\n")]
     assert process.show([("stderr", "late\n")]) == []
     assert process.folder.rank_log(3).read_text() == "between cells\nlate\n"
-    assert list(process.last_lines) == ["between cells", "from Python", "from C", "late"]
+    assert list(process.last_lines) == ["from Python", "from C", "late"]  # should it die: what the last cell said
+    process.begin_cell(2, 100, 1000)
+    assert list(process.last_lines) == []
 
 
 def test_a_flood_is_cut_and_the_next_cell_begins_anew(process):

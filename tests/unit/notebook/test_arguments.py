@@ -135,6 +135,29 @@ def test_help_is_complete():
         assert each.usage in arguments.help_text(verb)
     for flag in arguments.cell_flags():
         assert flag in arguments.cell_help()
+    for verb in ("start", "check"):
+        explained = {line.split()[0] for line in arguments.help_text(verb).splitlines()[3:]}
+        assert {flag for flag in arguments.verb_words(verb) if flag.startswith("-")} <= explained
+    starts = [
+        line.index(arguments.VERBS[line.split()[1]].help) for line in text.splitlines() if line.startswith("  %hpc")
+    ]
+    assert len(set(starts)) == 1  # one column, whatever the longest verb is
+
+
+def test_init_lines():
+    assert parse_hpc("init") == VerbOptions("init")
+    assert parse_hpc("init --clear") == VerbOptions("init", of_all=True)
+    assert parse_hpc("init --clear 2 3") == VerbOptions("init", ("2", "3"), of_all=True)
+    for line in ("init 2", "init --clear x", "init --claer"):
+        with pytest.raises(MagicError, match=r"%hpc init does not take .*; write  %hpc init \[--clear \[N \.\.\.\]\]"):
+            parse_hpc(line)
+
+
+def test_ranks_of():
+    assert arguments.ranks_of(("0-2,5", "7")) == [0, 1, 2, 5, 7]
+    assert arguments.ranks_of(()) == []
+    assert arguments.ranks_of(("9",)) == [9]
+    assert len(arguments.ranks_of(("0-99999999999",))) < 200_000
 
 
 @given(st.text(max_size=60))

@@ -25,6 +25,13 @@ def test_clusters_as_a_table(monkeypatch):
     ]
 
 
+def test_clusters_of_one_name_are_told_apart_by_what_attach_takes():
+    rows = [ClusterRow("mine", f"mine-{number}", "running", 4) for number in (1, 2)] + [
+        ClusterRow("other", "other-3", "running")
+    ]
+    assert [row[0] for row in cluster_rows(rows)[1:]] == ["mine (mine-1)", "mine (mine-2)", "other"]
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(0.4, "0 s"), (99, "99 s"), (100, "2 min"), (3600, "60 min"), (28_800, "8.0 h"), (200_000, "2 days")],

@@ -143,3 +143,27 @@ def test_a_terminal_prints_what_led_to_a_question_before_it_asks(monkeypatch):
     say(run, [1], "> stopped here\n")  # rank 0 might still say the same: a question does not wait for it
     monkeypatch.setattr("builtins.input", lambda _: stream.getvalue())
     assert "> stopped here\n" in view.ask(run, "[rank 1] (Pdb) ")
+
+
+def test_the_strip_says_how_many_ranks_it_is_of():
+    published = Published()
+    view = NotebookView(show_time=True, publish=published)
+    run = cell_run(3)
+    run.feed(m.RankExited(2, 1, -9, [], False, "", "", 0.0, False))
+    view.finish(run, done(run))
+    text = published[-1][0]["text/plain"]
+    assert text.startswith("2 of 3 ranks · "), text
+    assert "2 of 3 ranks · " in published[-1][0]["text/html"]
+    run = cell_run(3)
+    view.finish(run, done(run))
+    assert published[-1][0]["text/plain"].startswith("3 ranks · ")
+
+
+def test_a_cell_that_caught_its_interrupt_says_so():
+    published = Published()
+    view = NotebookView(show_time=False, publish=published)
+    run = cell_run()
+    result = done(run)
+    result.interrupted = True
+    view.finish(run, result)
+    assert published[-1][0]["text/plain"] == "the cell was interrupted, and ended without an error"
