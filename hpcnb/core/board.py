@@ -10,7 +10,8 @@ region per local rank, which that rank alone writes::
 A *channel* is a sequence of operations that has to be the same on all who take part: the collectives of one process
 group, or the messages from one rank to another. Every operation has a *stamp*, generation of the groups in the upper
 bits and its number in the lower, so that stamps grow over rebuilds. Because a rank publishes an operation before it
-looks at the others, of two ranks that issue different operations at least the later one sees it.
+looks at the others, of two ranks that issue different operations at least the later one sees it. An operation that a
+rank has stopped waiting for stays where it is, marked: the backend may still have it, so others must not meet it.
 
 The head of the board belongs to the agent: the request to stop at a step boundary.
 """
@@ -45,7 +46,8 @@ __all__ = [
 
 #: Records in a rank's span ring: 1.3 MB; the agent reads four times a second.
 NUM_SLOTS = 16384
-#: Operations of a channel that can still be looked up; a rank waits before it runs further ahead of a peer.
+#: Operations of a channel that can still be looked up. A rank that issues collectives further ahead of a peer waits for it
+#: a second at most; what peers have still to compare when it goes on, and of messages all, is put into the ledger.
 HISTORY = 64
 #: Instead of a peer: who waits for a message from whichever rank of the group sends first.
 ANYBODY = -2
@@ -58,8 +60,8 @@ _ACTIVITY_WORDS = 4
 _WAITS, _IN_LOOP = 1 << 8, 1 << 9
 _ACTIVITY_BYTES = 64
 _CHANNELS_AT = _RING_BYTES + _ACTIVITY_BYTES
-#: key, newest stamp
-_CHANNEL = struct.Struct("<QQ")
+#: key, newest stamp, oldest stamp that was given up
+_CHANNEL = struct.Struct("<QQQ")
 #: stamp, signature, line, string of its source, string that describes the operation
 _ENTRY = struct.Struct("<QIIHH4x")
 _CHECK = struct.Struct("<QI")
@@ -67,6 +69,8 @@ _CHANNEL_BYTES = _CHANNEL.size + HISTORY * _ENTRY.size
 _REGION_BYTES = -(-(_CHANNELS_AT + NUM_CHANNELS * _CHANNEL_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
 _HEAD_BYTES = mmap.PAGESIZE
 _NUMBER_BITS = 40
+#: In the stamp of an entry: the rank does not wait for it any more. Numbers stay below it.
+_GIVEN_UP = 1 << (_NUMBER_BITS - 1)
 
 
 class Activity(IntEnum):
@@ -228,7 +232,7 @@ class ChannelWriter:
             return -1
         at = self._num * _CHANNEL_BYTES
         self._num += 1
-        _CHANNEL.pack_into(self._memory, at, key, 0)
+        _CHANNEL.pack_into(self._memory, at, key, 0, 0)
         return at
 
     def publish(self, at: int, stamped: int, issued: tuple[int, int, int, int]) -> None:
@@ -240,8 +244,18 @@ class ChannelWriter:
         self._words[(at + 8) // 8] = stamped
 
     def withdraw(self, at: int, stamped: int) -> None:
-        """It was refused before it was issued."""
+        """The backend refused the newest operation: it was never issued."""
         self._words[(at + 8) // 8] = stamped - 1
+
+    def give_up(self, at: int, stamped: int) -> None:
+        """The rank does not wait for this operation any more, which the backend may still have."""
+        first = at // 8 + 2
+        oldest = self._words[first]
+        if not oldest or generation_of(oldest) != generation_of(stamped) or stamped < oldest:
+            self._words[first] = stamped
+        entry = (at + _CHANNEL.size + stamped % HISTORY * _ENTRY.size) // 8
+        if self._words[entry] == stamped:
+            self._words[entry] = stamped | _GIVEN_UP
 
 
 class ChannelReader:
@@ -274,8 +288,18 @@ class ChannelReader:
         """Stamp of the newest operation; 0 if none."""
         return int(self._words[(at + 8) // 8])
 
+    def given_up(self, at: int, stamped: int) -> bool:
+        """Whether the rank has given up this operation, or one before it in the same generation."""
+        oldest = self._words[at // 8 + 2]
+        return oldest <= stamped and generation_of(oldest) == generation_of(stamped) and oldest > 0
+
+    def newest_kept(self, at: int) -> int:
+        """Stamp of the newest operation that can still be completed: before the first that was given up."""
+        newest = self.newest(at)
+        return int(self._words[at // 8 + 2]) - 1 if self.given_up(at, newest) else newest
+
     def signature(self, at: int, stamped: int) -> int | None:
-        """Signature of an operation that has been issued; None if it is too old to be looked up."""
+        """Signature of an operation that has been issued; None if it is too old to be looked up, or given up."""
         entry = at + _CHANNEL.size + stamped % HISTORY * _ENTRY.size
         found, signature = _CHECK.unpack_from(self._memory, entry)
         return int(signature) if found == stamped else None
@@ -283,5 +307,5 @@ class ChannelReader:
     def issued(self, at: int, stamped: int) -> Issued | None:
         """An operation that has been issued; None if it is too old to be looked up."""
         entry = at + _CHANNEL.size + stamped % HISTORY * _ENTRY.size
-        issued = Issued(*_ENTRY.unpack_from(self._memory, entry))
-        return issued if issued.stamp == stamped else None
+        found, *issued = _ENTRY.unpack_from(self._memory, entry)
+        return Issued(stamped, *issued) if found & ~_GIVEN_UP == stamped else None

@@ -68,7 +68,7 @@ def _make_group(options: Any, recorder: Recorder, guard: Guard) -> HpcnbProcessG
         try:
             return HpcnbProcessGroup(*arguments)
         except BaseException as error:
-            guard.withdraw(channel, stamped)  # others wait for this rank in vain
+            guard.refused(channel, stamped)  # others wait for it in vain; nothing is sent before all are connected
             if guard.broken and isinstance(error, Exception):
                 raise guard.error(recorder.words(operation), recorder.seconds_since(began_ns)) from None
             raise

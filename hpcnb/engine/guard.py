@@ -249,12 +249,21 @@ class Guard:
                     self._look_again(channel, peer, stamped, signature, line)
         return stamped
 
-    def withdraw(self, channel: Channel, stamped: int) -> None:
-        """The backend refused the operation, or this rank gave it up: others wait for it in vain."""
+    def refused(self, channel: Channel, stamped: int) -> None:
+        """The backend did not take the operation: it was never issued, and the next one has its number."""
         if channel.newest == stamped:
             channel.newest = stamped - 1
             if channel.at >= 0:
                 self._own.withdraw(channel.at, stamped)
+
+    def given_up(self, channel: Channel, stamped: int) -> None:
+        """This rank does not wait for the operation any more, but the backend still has it.
+
+        Others wait for it in vain, and who comes to it now must not issue it: tensors would meet that belong to another
+        operation, or that have been changed since.
+        """
+        if channel.at >= 0 and generation_of(stamped) == self.generation:
+            self._own.give_up(channel.at, stamped)
 
     def _await_peers(self, channel: Channel, stamped: int) -> None:
         """Let peers that are far behind catch up, so that they can still compare.
@@ -280,15 +289,21 @@ class Guard:
         The first look may have met the moment at which it was overwritten: the stamp of one operation, and the rest of
         the next. A stamp that is still there says that what was read between belongs to it.
         """
-        checked = peer.reader.signature(peer.at, stamped)
-        theirs = peer.reader.issued(peer.at, stamped)
-        if peer.reader.signature(peer.at, stamped) is None:
+        reader, at = peer.reader, peer.at
+        checked, theirs = reader.signature(at, stamped), reader.issued(at, stamped)
+        if theirs is not None:
+            checked = theirs.signature  # also of one that was given up
+        if reader.signature(at, stamped) is None and reader.issued(at, stamped) is None:
             checked, theirs = None, None
             if self.store is not None:
                 theirs = self._ledger.find(self.store, channel.key, peer.rank, stamped)
                 checked = theirs.signature if theirs is not None else None
         if checked is not None and checked != signature[0]:
             self._differ(channel, peer, stamped, theirs, signature, line)
+        if reader.given_up(at, stamped):
+            self.given_up(channel, stamped)  # nor will this rank complete it
+            self.break_groups(f"rank {peer.rank} does not wait for it any more")
+            raise self.error(_words(self._ring.text(signature[1]), line, signature[0]))
 
     def _differ(
         self, channel: Channel, peer: _Peer, stamped: int, theirs: Issued | None, signature: Signature, line: int

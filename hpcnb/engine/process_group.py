@@ -196,6 +196,8 @@ class HpcnbProcessGroup(dist.ProcessGroup):
             yield
         except BaseException as error:  # noqa: BLE001 - raised again, in the words of a person
             recorder.end_wait(operation, began_ns, failed=True)
+            if operation.channel is not None:
+                guard.given_up(operation.channel, operation.stamp)
             explained = guard.explained(error, recorder.words(operation), recorder.seconds_since(began_ns))
             try:
                 if explained is error:
@@ -318,14 +320,16 @@ class HpcnbProcessGroup(dist.ProcessGroup):
 
     def _hand_over(self, operation: Operation, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Give the operation to the backend; what the backend refuses at once was never issued."""
+        guard = self.guard
         try:
             return getattr(self._inner, method)(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - raised again, in the words of a person
+            is_refused = isinstance(error, Exception)  # an interrupt arrives when the backend has it
             channel = operation.channel
             if channel is not None:
-                self.guard.withdraw(channel, operation.stamp)
-            explained = self.guard.explained(
-                error, self.recorder.words(operation), 0.0, in_wait=bool(self.guard.broken)
+                (guard.refused if is_refused else guard.given_up)(channel, operation.stamp)
+            explained = guard.explained(
+                error, self.recorder.words(operation), 0.0, in_wait=not is_refused or bool(guard.broken)
             )
             try:
                 if explained is error:

@@ -59,7 +59,7 @@ class RecordedWork(dist.Work):
         except BaseException as error:  # noqa: BLE001 - raised again, in the words of a person
             recorder.end_wait(operation, began_ns, failed=True)
             if operation.channel is not None:
-                self._guard.withdraw(operation.channel, operation.stamp)
+                self._guard.given_up(operation.channel, operation.stamp)
             waited_s = (perf_counter_ns() - began_ns) / 1e9
             explained = self._guard.explained(error, recorder.words(operation), waited_s)
             try:

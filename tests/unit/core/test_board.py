@@ -61,7 +61,7 @@ def test_room_for_every_rank(num_ranks):
     board = Board(memory, 0)
     assert board.num_ranks == num_ranks
     assert len(board.ring(num_ranks - 1)) == ring_bytes(NUM_SLOTS)
-    assert len(board.channels(num_ranks - 1)) == NUM_CHANNELS * (16 + HISTORY * 24)
+    assert len(board.channels(num_ranks - 1)) == NUM_CHANNELS * (24 + HISTORY * 24)
     assert len(memory) % mmap.PAGESIZE == 0
 
 
@@ -219,6 +219,33 @@ def test_what_was_refused_is_withdrawn(writer, reader, generation, number):
     assert reader.newest(at) == stamp(generation, number - 1)
     writer.publish(at, stamp(generation, number), (2, 0, 0, 0))
     assert reader.signature(at, stamp(generation, number)) == 2
+
+
+@pytest.mark.parametrize("generation", [0, 3, 2**24 - 1])
+def test_what_was_given_up_stays_and_is_marked(writer, reader, generation):
+    at = writer.open(11)
+    for number in range(1, 5):
+        writer.publish(at, stamp(generation, number), (number, 6, 2, 5))
+    assert reader.newest_kept(at) == reader.newest(at) == stamp(generation, 4)
+    for number in (3, 2, 4):
+        writer.give_up(at, stamp(generation, number))
+    assert reader.newest(at) == stamp(generation, 4)
+    assert reader.newest_kept(at) == stamp(generation, 1)
+    assert [reader.given_up(at, stamp(generation, number)) for number in range(1, 5)] == [False, True, True, True]
+    assert [reader.signature(at, stamp(generation, number)) for number in range(1, 5)] == [1, None, None, None]
+    assert reader.issued(at, stamp(generation, 3)) == Issued(stamp(generation, 3), 3, 6, 2, 5)
+
+
+def test_what_was_given_up_in_an_earlier_generation_says_nothing_of_the_next(writer, reader):
+    at = writer.open(11)
+    writer.publish(at, stamp(1, 1), (1, 0, 0, 0))
+    writer.give_up(at, stamp(1, 1))
+    writer.publish(at, stamp(2, 1), (1, 0, 0, 0))
+    assert not reader.given_up(at, stamp(2, 1))
+    assert reader.newest_kept(at) == reader.newest(at) == stamp(2, 1)
+    writer.publish(at, stamp(2, 2), (1, 0, 0, 0))
+    writer.give_up(at, stamp(2, 2))
+    assert reader.newest_kept(at) == stamp(2, 1)
 
 
 def test_channels_of_a_rank_are_limited(writer, reader):

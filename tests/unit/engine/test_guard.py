@@ -297,10 +297,53 @@ def test_what_the_backend_refused_was_never_issued(ranks, generation):
     channel = one.guard.collectives("0", [0, 1])
     for num_issued in (0, 1):
         stamped = one.all_reduce(9)
-        one.guard.withdraw(channel, stamped)
+        one.guard.refused(channel, stamped)
         assert one.guard.num_issued(channel) == num_issued
         assert one.all_reduce() == other.all_reduce() == stamped
     assert generation_of(stamped) == generation
+
+
+@pytest.mark.parametrize("generation", [0, 2])
+def test_what_was_given_up_is_not_met(ranks, board, generation):
+    one, other, third = ranks[:3]
+    for rank in ranks:
+        rank.guard.mend(generation)
+    channel = one.guard.collectives("0", [0, 1, 2])
+    first, second = one.all_reduce(members=range(3)), one.all_reduce(9, members=range(3))
+    other.all_reduce(members=range(3))
+    one.guard.given_up(channel, second)
+    with pytest.raises(CollectiveAborted, match=r"^all_reduce\(float32\[9\], sum\) \(line 6\) .* rank 0 does not wait"):
+        other.all_reduce(9, members=range(3))
+    assert third.all_reduce(members=range(3)) == first
+    with pytest.raises(CollectiveMismatch, match=r"operation 2 .* rank 0 called .*\[9\].* and rank 2 called .*\[8\]"):
+        third.all_reduce(members=range(3))
+    assert one.guard.num_issued(channel) == 2  # it is not issued under this number again
+    for rank in (0, 1):  # who waits for them waits in vain
+        reader = ChannelReader(board.channels(rank))
+        assert (reader.newest(reader.find(channel.key)), reader.newest_kept(reader.find(channel.key))) == (second, first)
+
+
+def test_what_was_given_up_is_forgotten_with_its_generation(ranks, board):
+    one, other = ranks[:2]
+    channel = one.guard.collectives("0", [0, 1])
+    stamped = one.all_reduce(9)
+    for rank in (one, other):
+        rank.guard.mend(1)
+    one.guard.given_up(channel, stamped)  # late: of connections that are not there any more
+    assert one.all_reduce() == other.all_reduce() == stamp(1, 1)
+    reader = ChannelReader(board.channels(0))
+    assert reader.newest_kept(reader.find(channel.key)) == stamp(1, 1)
+
+
+def test_what_was_given_up_and_overwritten_is_not_met(ranks):
+    one, other = ranks[:2]
+    channel = one.guard.messages("0", 0, 1, 0)
+    first = one.message(0, 1)
+    for _ in range(HISTORY):
+        one.message(0, 1)
+    one.guard.given_up(channel, first)
+    with pytest.raises(CollectiveAborted, match="rank 0 does not wait for it any more"):
+        other.message(0, 1)
 
 
 # --- a rank that runs ahead -----------------------------------------------------------------------------------------
