@@ -360,6 +360,15 @@ class Guard:
         error.operation, error.waited_s = operation, waited_s
         return error
 
+    @staticmethod
+    def outdated(operation: str) -> CollectiveAborted:
+        """The error of an operation whose connections have been replaced; the groups are whole."""
+        error = CollectiveAborted(
+            f"{operation} cannot be completed: process groups have been built again since it was called"
+        )
+        error.operation = operation
+        return error
+
     def explained(
         self, error: BaseException, operation: str, waited_s: float, *, in_wait: bool = True
     ) -> BaseException:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from hpcnb.core.board import generation_of
+
 if TYPE_CHECKING:
     from hpcnb.engine.guard import Guard
     from hpcnb.engine.recorder import Operation, Recorder
@@ -55,13 +57,20 @@ class RecordedWork(dist.Work):
         recorder, operation = self._recorder, self._operation
         began_ns = recorder.begin_wait(operation)
         try:
+            if self._is_old() and not self._inner.is_completed():  # nor will it ever be
+                raise self._guard.outdated(recorder.words(operation))
             done: bool = self._wait_in_slices(*timeout) if self._in_slices else self._inner.wait(*timeout)
         except BaseException as error:  # noqa: BLE001 - raised again, in the words of a person
             recorder.end_wait(operation, began_ns, failed=True)
             if operation.channel is not None:
                 self._guard.given_up(operation.channel, operation.stamp)
             waited_s = (perf_counter_ns() - began_ns) / 1e9
-            explained = self._guard.explained(error, recorder.words(operation), waited_s)
+            if self._is_old() and isinstance(error, RuntimeError):  # says nothing of the groups as they are now
+                explained: BaseException = self._guard.outdated(recorder.words(operation))
+            elif self._is_old():
+                explained = error
+            else:
+                explained = self._guard.explained(error, recorder.words(operation), waited_s)
             try:
                 if explained is error:
                     raise
@@ -70,6 +79,11 @@ class RecordedWork(dist.Work):
                 del explained  # it would hold this frame, and the frame it
         recorder.end_wait(operation, began_ns)
         return done
+
+    def _is_old(self) -> bool:
+        """Whether groups have been built again since it was issued: its connections are gone."""
+        operation = self._operation
+        return operation.channel is not None and generation_of(operation.stamp) != self._guard.generation
 
     def _wait_in_slices(self, timeout: datetime.timedelta | None = None) -> bool:
         limit_s = timeout.total_seconds() if timeout else float("inf")  # C++ says zero for "none"
@@ -82,6 +96,8 @@ class RecordedWork(dist.Work):
                     raise
             else:
                 return done
+            if self._is_old():  # another thread waits while groups are built again
+                raise self._guard.outdated(self._recorder.words(self._operation))
             self._guard.check()
 
     def watch(self) -> None:

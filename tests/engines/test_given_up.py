@@ -96,3 +96,46 @@ dist.all_reduce(torch.ones(4))
     assert result.timeout_s is None, result.failure_text()
     assert {rank: error.ename for rank, error in result.errors.items()} == {0: "ValueError", 1: "CollectiveAborted"}
     check(cluster2)
+
+
+@pytest.mark.parametrize("is_done", [False, True])
+def test_work_of_connections_that_were_replaced_leaves_the_new_ones_whole(cluster2, is_done):
+    run(cluster2, SETUP)
+    begin = "x = torch.ones(4)\nwork = dist.irecv(x, 1) if rank == 0 else None\nkept"
+    if is_done:
+        begin = "x = torch.ones(4)\nwork = dist.all_reduce(x, async_op=True)\ndist.barrier()\ntime.sleep(0.2)\nkept"
+    run(cluster2, begin)
+    cluster2.recover()
+    source = """
+told = ""
+if work is not None:
+    try: work.wait()
+    except Exception as error: told = f"{type(error).__name__}: {error}"
+y = torch.ones(4)
+dist.all_reduce(y)
+(y[0].item(), x[0].item(), told)
+"""
+    values = {rank: eval(value) for rank, value in run(cluster2, source).values.items()}
+    if is_done:
+        assert values == dict.fromkeys((0, 1), (2.0, 2.0, ""))
+    else:
+        assert values[1] == (2.0, 1.0, "")
+        assert values[0][:2] == (2.0, 1.0)
+        assert values[0][2].startswith("CollectiveAborted: recv #1 (16 B, line 2) cannot be completed: process groups")
+    check(cluster2)
+
+
+def test_a_collective_of_connections_that_were_replaced_leaves_the_new_ones_whole(cluster2):
+    run(cluster2, SETUP)
+    cluster2.run("x = torch.ones(4)\nif rank == 0: work = dist.all_reduce(x, async_op=True)", timeout_s=_DEADLINE_S)
+    source = """
+if rank == 0:
+    try: work.wait()
+    except Exception as error: assert "built again" in str(error), error
+    else: assert False
+y = torch.ones(4)
+dist.all_reduce(y)
+y[0].item()
+"""
+    assert run(cluster2, source).values == dict.fromkeys((0, 1), "2.0")
+    check(cluster2)
