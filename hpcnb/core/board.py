@@ -46,8 +46,8 @@ __all__ = [
 
 #: Records in a rank's span ring: 1.3 MB; the agent reads four times a second.
 NUM_SLOTS = 16384
-#: Operations of a channel that can still be looked up. A rank that issues collectives further ahead of a peer waits for it
-#: a second at most; what peers have still to compare when it goes on, and of messages all, is put into the ledger.
+#: Operations of a channel that can still be looked up. A rank that issues collectives further ahead of a peer waits for
+#: it, a second at most; before messages it does not wait. What a peer has still to compare is then in the ledger.
 HISTORY = 64
 #: Instead of a peer: who waits for a message from whichever rank of the group sends first.
 ANYBODY = -2
@@ -69,6 +69,8 @@ _CHANNEL_BYTES = _CHANNEL.size + HISTORY * _ENTRY.size
 _REGION_BYTES = -(-(_CHANNELS_AT + NUM_CHANNELS * _CHANNEL_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
 _HEAD_BYTES = mmap.PAGESIZE
 _NUMBER_BITS = 40
+#: Instead of the key of a channel: another one may take its place. Zero says that none has been here yet.
+_CLOSED = (1 << 64) - 1
 #: In the stamp of an entry: the rank does not wait for it any more. Numbers stay below it.
 _GIVEN_UP = 1 << (_NUMBER_BITS - 1)
 
@@ -127,9 +129,9 @@ def generation_of(stamped: int) -> int:
 
 
 def channel_key(*parts: object) -> int:
-    """The same number on every rank for the same parts; never 0."""
+    """The same number on every rank for the same parts; never one that says that there is no channel."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") or 1
+    return int.from_bytes(digest, "little") % _CLOSED or 1
 
 
 def message_key(group: int | str, sender: int, receiver: int, tag: int) -> int:
@@ -225,15 +227,34 @@ class ChannelWriter:
         self._memory = memory
         self._words = memory.cast("Q")
         self._num = 0
+        self._closed: list[int] = []
 
-    def open(self, key: int) -> int:
-        """Offset of a new channel; -1 when there is no room (it is then not watched)."""
-        if self._num == NUM_CHANNELS:
+    @property
+    def has_room(self) -> bool:
+        """Whether one more channel can be opened."""
+        return self._num < NUM_CHANNELS or bool(self._closed)
+
+    def open(self, key: int, newest: int = 0) -> int:
+        """Offset of a channel in which operations up to ``newest`` have been issued; -1 when there is no room.
+
+        One that has no room is not watched.
+        """
+        if self._closed:
+            at = self._closed.pop()
+            self._memory[at + 8 : at + _CHANNEL_BYTES] = bytes(_CHANNEL_BYTES - 8)
+        elif self._num < NUM_CHANNELS:
+            at = self._num * _CHANNEL_BYTES
+            self._num += 1
+        else:
             return -1
-        at = self._num * _CHANNEL_BYTES
-        self._num += 1
-        _CHANNEL.pack_into(self._memory, at, key, 0, 0)
+        self._words[at // 8 + 1] = newest
+        self._words[at // 8] = key  # last: who finds it sees nothing of the channel that was here
         return at
+
+    def close(self, at: int) -> None:
+        """Nothing is issued in this channel any more; its place is free."""
+        self._words[at // 8] = _CLOSED
+        self._closed.append(at)
 
     def publish(self, at: int, stamped: int, issued: tuple[int, int, int, int]) -> None:
         """Say that this operation is about to be issued: signature, line, source, description."""
@@ -282,11 +303,19 @@ class ChannelReader:
     @property
     def full(self) -> bool:
         """Whether the rank may use channels that are not watched."""
-        return bool(self._words[(NUM_CHANNELS - 1) * _CHANNEL_BYTES // 8])
+        size = _CHANNEL_BYTES // 8
+        if not self._words[(NUM_CHANNELS - 1) * size]:
+            return False
+        return all(self._words[number * size] != _CLOSED for number in range(NUM_CHANNELS))
 
     def newest(self, at: int) -> int:
         """Stamp of the newest operation; 0 if none."""
         return int(self._words[(at + 8) // 8])
+
+    def newest_of(self, at: int, key: int) -> int:
+        """The same if this channel is still at this offset; -1 if another is, or none."""
+        words, word = self._words, at >> 3  # asked for every operation and peer
+        return words[word + 1] if at >= 0 and words[word] == key else -1
 
     def given_up(self, at: int, stamped: int) -> bool:
         """Whether the rank has given up this operation, or one before it in the same generation."""

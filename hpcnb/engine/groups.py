@@ -34,6 +34,7 @@ def register(recorder: Recorder, guard: Guard) -> None:
     """Make ``init_process_group("hpcnb")``, and every group and mesh axis after it, one of these."""
     HpcnbProcessGroup.recorder = recorder
     HpcnbProcessGroup.guard = guard
+    guard.living = lambda: {str(group.group_name) for group in _living()}
     _offer_monitored_barrier()
     if BACKEND in dist.Backend.backend_list:
         return

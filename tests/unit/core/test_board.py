@@ -288,3 +288,44 @@ def test_the_request_to_stop_comes_back(cell, state, boundary):
     assert board.stop_asked() == (0, StopState.NONE, 0)
     board.ask_stop(cell, state, boundary)
     assert board.stop_asked() == (cell, state, boundary)
+
+
+# --- channels that are closed -----------------------------------------------------------------------------------
+
+
+def test_the_place_of_a_closed_channel_is_used_again_and_shows_nothing_of_it(writer, reader):
+    first, second = writer.open(11), writer.open(22)
+    writer.publish(first, stamp(0, 1), (1, 2, 3, 4))
+    writer.give_up(first, stamp(0, 1))
+    writer.close(first)
+    assert reader.find(11) == -1
+    assert reader.find(22) == second  # behind the gap
+    assert reader.newest_of(first, 11) == -1
+    assert writer.open(33, stamp(0, 7)) == first
+    assert (reader.find(33), reader.find(11)) == (first, -1)
+    assert (reader.newest_of(first, 11), reader.newest_of(first, 33)) == (-1, stamp(0, 7))
+    assert reader.issued(first, stamp(0, 1)) is None
+    assert not reader.given_up(first, stamp(0, 7))
+    assert reader.newest_of(-1, 33) == -1
+
+
+def test_closed_channels_make_room(writer, reader):
+    opened = [writer.open(key) for key in range(1, NUM_CHANNELS + 1)]
+    assert (writer.has_room, reader.full) == (False, True)
+    writer.close(opened[7])
+    assert (writer.has_room, reader.full) == (True, False)
+    assert writer.open(1000) == opened[7]
+    assert (writer.has_room, reader.full) == (False, True)
+    assert writer.open(1001) == -1
+
+
+def test_no_key_says_that_there_is_no_channel(monkeypatch):
+    class Ones:
+        def __init__(self, *_, **__):
+            pass
+
+        def digest(self):
+            return b"\xff" * 8
+
+    monkeypatch.setattr(board_module.hashlib, "blake2b", Ones)
+    assert channel_key("any") == 1
