@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -301,8 +301,11 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         operation.stamp, operation.channel = stamp(self.guard.generation, tag), self._channel
         return operation
 
-    def _compare_parts(self, dtype: torch.dtype, received: list[int], sent: list[int]) -> None:
+    def _compare_parts(self, dtype: torch.dtype, received: list[int], sent: list[int]) -> list[tuple[Channel, int]]:
         """Compare with every peer what this rank sends to it and expects from it in an all_to_all.
+
+        Returns:
+            Channels and stamps under which that was published.
 
         Raises:
             CollectiveError: It cannot be issued.
@@ -311,23 +314,33 @@ class HpcnbProcessGroup(dist.ProcessGroup):
             self._identify()
         guard, name, me = self.guard, str(self._name), self._rank
         line, source = self.recorder.place(2)
+        published = []
         for peer, member in enumerate(self._members):
             if peer != me:
                 outgoing = guard.messages(name, self._members[me], member, _ALL_TO_ALL)
-                guard.issue(outgoing, guard.part(dtype, sent[peer]), line, source)
+                published.append((outgoing, guard.issue(outgoing, guard.part(dtype, sent[peer]), line, source)))
                 incoming = guard.messages(name, member, self._members[me], _ALL_TO_ALL)
-                guard.issue(incoming, guard.part(dtype, received[peer]), line, source)
+                published.append((incoming, guard.issue(incoming, guard.part(dtype, received[peer]), line, source)))
+        return published
 
-    def _hand_over(self, operation: Operation, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _hand_over(
+        self,
+        operation: Operation,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        parts: Iterable[tuple[Channel, int]] = (),
+    ) -> Any:
         """Give the operation to the backend; what the backend refuses at once was never issued."""
         guard = self.guard
         try:
             return getattr(self._inner, method)(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - raised again, in the words of a person
             is_refused = isinstance(error, Exception)  # an interrupt arrives when the backend has it
-            channel = operation.channel
-            if channel is not None:
-                (guard.refused if is_refused else guard.given_up)(channel, operation.stamp)
+            published = [*parts, (operation.channel, operation.stamp)]
+            for channel, stamped in published:
+                if channel is not None:
+                    (guard.refused if is_refused else guard.given_up)(channel, stamped)
             explained = guard.explained(
                 error, self.recorder.words(operation), 0.0, in_wait=not is_refused or bool(guard.broken)
             )

@@ -139,3 +139,26 @@ y[0].item()
 """
     assert run(cluster2, source).values == dict.fromkeys((0, 1), "2.0")
     check(cluster2)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "dist.all_to_all_single(torch.empty(2, 4).T, torch.ones(2, 4).T)",
+        "dist.all_to_all_single(torch.empty(2, 3).T, torch.ones(2, 3).T, [1, 2], [1, 2])",
+    ],
+)
+def test_an_exchange_that_the_backend_refuses_can_be_repeated(cluster2, bad):
+    run(cluster2, SETUP)
+    source = f"""
+dist.barrier()
+out = torch.empty(6)
+if rank == 1:
+    try: {bad}
+    except (RuntimeError, ValueError) as error: print(f"{{type(error).__name__}}: {{error}}")
+else: time.sleep(0.5)
+dist.all_to_all_single(out, torch.full((6,), rank + 1.0))
+out.tolist()
+"""
+    assert run(cluster2, source).values == dict.fromkeys((0, 1), "[1.0, 1.0, 1.0, 2.0, 2.0, 2.0]")
+    check(cluster2)
