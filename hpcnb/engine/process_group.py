@@ -81,10 +81,16 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         self.ports: frozenset[int] = frozenset()
         self._lost = ""  #: why this group was not built again; "" if it was
         self._has_accelerator = False
+        self._keys: list[str] = []  # that this rank has set to be found, under the last generations
         self._inner = self._connect()
 
     def _connect(self) -> Any:
         """Connect to the other ranks, under the generation that all are in."""
+        store = self.guard.store
+        with contextlib.nullcontext() if store is None else store.remembering(self._keys):
+            return self._new_inner()
+
+    def _new_inner(self) -> Any:
         store = dist.PrefixStore(f"generation{self.guard.generation}", self._store)
         inner: Any = dist.ProcessGroup(store, self._rank, self._size)
         kinds = dist.ProcessGroup.BackendType
@@ -121,7 +127,12 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         if str(self._name) in order.partial:
             self._lost = "not all of its ranks have it any more; make it again on all of them"
             return None
+        num_stale = len(self._keys)
         before, self._inner = self._inner, self._connect()
+        # all ranks of the group have set keys of this generation, so none of them reads earlier ones any more
+        for key in self._keys[:num_stale]:
+            self.guard.store.delete_key(key)
+        del self._keys[:num_stale]
         self._lost = ""
         return before
 
