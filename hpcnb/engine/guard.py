@@ -161,7 +161,8 @@ class Guard:
         """Give the channel a place on the board; the numbers of its operations go on."""
         if not self._own.has_room:
             self._make_room(channel.group)
-        channel.at = self._own.open(channel.key, channel.newest)
+        if channel.at < 0:  # else it was among those that were waiting for room
+            channel.at = self._own.open(channel.key, channel.newest)
         if channel.at < 0 and not self._is_told:
             self._is_told = True
             self._notices.append(
@@ -303,10 +304,11 @@ class Guard:
 
     def _find_place(self, channel: Channel) -> bool:
         """Whether a channel that has no place on the board has one now."""
-        if self._channels.setdefault(channel.key, channel) is not channel or not self._own.has_room:
-            return False
-        self._place(channel)
-        return True
+        if self._channels.setdefault(channel.key, channel) is not channel:
+            return False  # of a group that was destroyed, and made again
+        if self._own.has_room or channel.newest % HISTORY == 0:  # groups may have been destroyed; asked seldom
+            self._place(channel)
+        return channel.at >= 0
 
     def refused(self, channel: Channel, stamped: int) -> None:
         """The backend did not take the operation: it was never issued, and the next one has its number."""

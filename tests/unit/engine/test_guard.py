@@ -498,6 +498,42 @@ def test_a_group_of_the_same_name_goes_on_where_the_destroyed_one_ended(ranks):
         other.all_reduce(9, group="again")
 
 
+def test_no_channel_has_two_places(ranks, board):
+    one = ranks[0]
+    living = {str(number) for number in range(NUM_CHANNELS + 1)}
+    one.guard.living = living.copy
+    for number in range(NUM_CHANNELS + 1):
+        one.all_reduce(group=str(number))
+    living -= {"5", "6"}
+    one.all_reduce(group=str(NUM_CHANNELS))
+    one.all_reduce(group="one more")
+    channels = one.guard._channels.values()
+    assert len({channel.at for channel in channels} - {-1}) == NUM_CHANNELS
+    reader = ChannelReader(board.channels(0))
+    assert reader.full
+    assert [reader.find(channel.key) for channel in channels] == [channel.at for channel in channels]
+
+
+def test_a_channel_in_use_has_a_place_soon_after_others_were_destroyed(ranks):
+    one, other = ranks[:2]
+    living = {str(number) for number in range(NUM_CHANNELS + 1)}
+    for rank in (one, other):
+        rank.guard.living = living.copy
+        for number in range(NUM_CHANNELS + 1):
+            rank.all_reduce(group=str(number))
+    (notice,) = one.guard.take_notices()
+    assert "destroy_process_group for groups that are done makes room" in notice
+    living -= {"7"}
+    last = one.guard.collectives(str(NUM_CHANNELS), [0, 1])
+    for _ in range(HISTORY):
+        for rank in (one, other):
+            rank.issue(rank.guard._channels[last.key])
+    assert last.at >= 0
+    one.issue(last, "barrier")
+    with pytest.raises(CollectiveMismatch, match="called barrier"):
+        other.issue(other.guard._channels[last.key])
+
+
 def test_a_place_that_was_taken_by_another_channel_is_not_compared(ranks, board):
     one, other = ranks[:2]
     one.guard.living = set
