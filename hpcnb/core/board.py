@@ -10,7 +10,8 @@ region per local rank, which that rank alone writes::
 A *channel* is a sequence of operations that has to be the same on all who take part: the collectives of one process
 group, or the messages from one rank to another. Every operation has a *stamp*, generation of the groups in the upper
 bits and its number in the lower, so that stamps grow over rebuilds. Because a rank publishes an operation before it
-looks at the others, of two ranks that issue different operations at least the later one sees it.
+looks at the others, of two ranks that issue different operations at least the later one sees it. An operation that a
+rank has stopped waiting for stays where it is, marked: the backend may still have it, so others must not meet it.
 
 The head of the board belongs to the agent: the request to stop at a step boundary.
 """
@@ -45,7 +46,8 @@ __all__ = [
 
 #: Records in a rank's span ring: 1.3 MB; the agent reads four times a second.
 NUM_SLOTS = 16384
-#: Operations of a channel that can still be looked up; a rank waits before it runs further ahead of a peer.
+#: Operations of a channel that can still be looked up. A rank that issues collectives further ahead of a peer waits for
+#: it, a second at most; before messages it does not wait. What a peer has still to compare is then in the ledger.
 HISTORY = 64
 #: Instead of a peer: who waits for a message from whichever rank of the group sends first.
 ANYBODY = -2
@@ -58,8 +60,8 @@ _ACTIVITY_WORDS = 4
 _WAITS, _IN_LOOP = 1 << 8, 1 << 9
 _ACTIVITY_BYTES = 64
 _CHANNELS_AT = _RING_BYTES + _ACTIVITY_BYTES
-#: key, newest stamp
-_CHANNEL = struct.Struct("<QQ")
+#: key, newest stamp, oldest stamp that was given up
+_CHANNEL = struct.Struct("<QQQ")
 #: stamp, signature, line, string of its source, string that describes the operation
 _ENTRY = struct.Struct("<QIIHH4x")
 _CHECK = struct.Struct("<QI")
@@ -67,6 +69,10 @@ _CHANNEL_BYTES = _CHANNEL.size + HISTORY * _ENTRY.size
 _REGION_BYTES = -(-(_CHANNELS_AT + NUM_CHANNELS * _CHANNEL_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
 _HEAD_BYTES = mmap.PAGESIZE
 _NUMBER_BITS = 40
+#: Instead of the key of a channel: another one may take its place. Zero says that none has been here yet.
+_CLOSED = (1 << 64) - 1
+#: In the stamp of an entry: the rank does not wait for it any more. Numbers stay below it.
+_GIVEN_UP = 1 << (_NUMBER_BITS - 1)
 
 
 class Activity(IntEnum):
@@ -123,9 +129,9 @@ def generation_of(stamped: int) -> int:
 
 
 def channel_key(*parts: object) -> int:
-    """The same number on every rank for the same parts; never 0."""
+    """The same number on every rank for the same parts; never one that says that there is no channel."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") or 1
+    return int.from_bytes(digest, "little") % _CLOSED or 1
 
 
 def message_key(group: int | str, sender: int, receiver: int, tag: int) -> int:
@@ -221,15 +227,34 @@ class ChannelWriter:
         self._memory = memory
         self._words = memory.cast("Q")
         self._num = 0
+        self._closed: list[int] = []
 
-    def open(self, key: int) -> int:
-        """Offset of a new channel; -1 when there is no room (it is then not watched)."""
-        if self._num == NUM_CHANNELS:
+    @property
+    def has_room(self) -> bool:
+        """Whether one more channel can be opened."""
+        return self._num < NUM_CHANNELS or bool(self._closed)
+
+    def open(self, key: int, newest: int = 0) -> int:
+        """Offset of a channel in which operations up to ``newest`` have been issued; -1 when there is no room.
+
+        One that has no room is not watched.
+        """
+        if self._closed:
+            at = self._closed.pop()
+            self._memory[at + 8 : at + _CHANNEL_BYTES] = bytes(_CHANNEL_BYTES - 8)
+        elif self._num < NUM_CHANNELS:
+            at = self._num * _CHANNEL_BYTES
+            self._num += 1
+        else:
             return -1
-        at = self._num * _CHANNEL_BYTES
-        self._num += 1
-        _CHANNEL.pack_into(self._memory, at, key, 0)
+        self._words[at // 8 + 1] = newest
+        self._words[at // 8] = key  # last: who finds it sees nothing of the channel that was here
         return at
+
+    def close(self, at: int) -> None:
+        """Nothing is issued in this channel any more; its place is free."""
+        self._words[at // 8] = _CLOSED
+        self._closed.append(at)
 
     def publish(self, at: int, stamped: int, issued: tuple[int, int, int, int]) -> None:
         """Say that this operation is about to be issued: signature, line, source, description."""
@@ -240,8 +265,18 @@ class ChannelWriter:
         self._words[(at + 8) // 8] = stamped
 
     def withdraw(self, at: int, stamped: int) -> None:
-        """It was refused before it was issued."""
+        """The backend refused the newest operation: it was never issued."""
         self._words[(at + 8) // 8] = stamped - 1
+
+    def give_up(self, at: int, stamped: int) -> None:
+        """The rank does not wait for this operation any more, which the backend may still have."""
+        first = at // 8 + 2
+        oldest = self._words[first]
+        if not oldest or generation_of(oldest) != generation_of(stamped) or stamped < oldest:
+            self._words[first] = stamped
+        entry = (at + _CHANNEL.size + stamped % HISTORY * _ENTRY.size) // 8
+        if self._words[entry] == stamped:
+            self._words[entry] = stamped | _GIVEN_UP
 
 
 class ChannelReader:
@@ -268,14 +303,32 @@ class ChannelReader:
     @property
     def full(self) -> bool:
         """Whether the rank may use channels that are not watched."""
-        return bool(self._words[(NUM_CHANNELS - 1) * _CHANNEL_BYTES // 8])
+        size = _CHANNEL_BYTES // 8
+        if not self._words[(NUM_CHANNELS - 1) * size]:
+            return False
+        return all(self._words[number * size] != _CLOSED for number in range(NUM_CHANNELS))
 
     def newest(self, at: int) -> int:
         """Stamp of the newest operation; 0 if none."""
         return int(self._words[(at + 8) // 8])
 
+    def newest_of(self, at: int, key: int) -> int:
+        """The same if this channel is still at this offset; -1 if another is, or none."""
+        words, word = self._words, at >> 3  # asked for every operation and peer
+        return words[word + 1] if at >= 0 and words[word] == key else -1
+
+    def given_up(self, at: int, stamped: int) -> bool:
+        """Whether the rank has given up this operation, or one before it in the same generation."""
+        oldest = self._words[at // 8 + 2]
+        return oldest <= stamped and generation_of(oldest) == generation_of(stamped) and oldest > 0
+
+    def newest_kept(self, at: int) -> int:
+        """Stamp of the newest operation that can still be completed: before the first that was given up."""
+        newest = self.newest(at)
+        return int(self._words[at // 8 + 2]) - 1 if self.given_up(at, newest) else newest
+
     def signature(self, at: int, stamped: int) -> int | None:
-        """Signature of an operation that has been issued; None if it is too old to be looked up."""
+        """Signature of an operation that has been issued; None if it is too old to be looked up, or given up."""
         entry = at + _CHANNEL.size + stamped % HISTORY * _ENTRY.size
         found, signature = _CHECK.unpack_from(self._memory, entry)
         return int(signature) if found == stamped else None
@@ -283,5 +336,5 @@ class ChannelReader:
     def issued(self, at: int, stamped: int) -> Issued | None:
         """An operation that has been issued; None if it is too old to be looked up."""
         entry = at + _CHANNEL.size + stamped % HISTORY * _ENTRY.size
-        issued = Issued(*_ENTRY.unpack_from(self._memory, entry))
-        return issued if issued.stamp == stamped else None
+        found, *issued = _ENTRY.unpack_from(self._memory, entry)
+        return Issued(stamped, *issued) if found & ~_GIVEN_UP == stamped else None

@@ -7,6 +7,7 @@ has passed; then all stop at that one, with equal replicas.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ class Boundary:
         self._depth = 0
         self._reached = 0
         self._passed = 0
+        self._fence = threading.Lock()
 
     def _tell(self, *, waits: bool = False) -> None:
         state = ActivityState(self._activity, waits, self._depth > 0, self._cell, self._reached, self._passed)
@@ -79,6 +81,10 @@ class Boundary:
         """
         self._reached += 1
         self._tell()
+        # x86 may let the look below overtake the store above: the agent, which stores and looks the other way round,
+        # would then choose a turn that this rank has passed unseen. Taking a lock waits for the store.
+        self._fence.acquire()
+        self._fence.release()
         if self._board.stop_asked()[0] == self._cell != 0:
             self._await_decision()
         self._passed = self._reached

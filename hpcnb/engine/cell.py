@@ -246,7 +246,7 @@ class CellRunner:
         self._shown_error = sys.exc_info()[1] if exc_tuple is None else exc_tuple[1]
 
     def _notices(self, outcome: _Outcome) -> list[str]:
-        notices = list(outcome.notices)
+        notices = [*outcome.notices, *self._guard.take_notices()]
         for name, value in self._names.items():
             if self._shell.user_ns.get(name, value) is value:
                 self._rebound.discard(name)

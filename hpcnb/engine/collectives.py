@@ -15,7 +15,7 @@ from hpcnb.core.spans import Flag
 from hpcnb.engine.work import RecordedWork
 
 if TYPE_CHECKING:
-    from hpcnb.engine.guard import Guard
+    from hpcnb.engine.guard import Channel, Guard
     from hpcnb.engine.process_group import HpcnbProcessGroup
     from hpcnb.engine.recorder import Backward, Recorder
 
@@ -87,12 +87,13 @@ def _collective(method: str, name: str, payload: int) -> Callable[..., Any]:
         if is_rooted:
             root = getattr(options, "rootRank", -1)
             details = (*details, f"root {root}")
+        published: list[tuple[Channel, int]] = []
         if has_splits:
             if method == "alltoall":
                 parts = [[tensor.numel() for tensor in given] for given in args[:2]]
             else:
                 parts = [_num_sent(args[0], args[2], self._size), _num_sent(args[1], args[3], self._size)]
-            self._compare_parts(tensors[0].dtype, *parts)
+            published = self._compare_parts(tensors[0].dtype, *parts)
             details, compared = (str(tensors[0].dtype).removeprefix("torch."),) if tensors else (), []
         else:
             compared = tensors
@@ -103,7 +104,7 @@ def _collective(method: str, name: str, payload: int) -> Callable[..., Any]:
             operation.backward = backward
             if is_new:
                 _on_backward_end(recorder, self.guard, backward)
-        inner = self._hand_over(operation, method, args, kwargs)
+        inner = self._hand_over(operation, method, args, kwargs, published)
         if inner is None:
             return None
         in_slices = not self._has_accelerator or (bool(tensors) and tensors[0].device.type == "cpu")

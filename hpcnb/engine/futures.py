@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hpcnb.core.errors import CollectiveAborted
-
 if TYPE_CHECKING:
     from hpcnb.engine.guard import Guard
     from hpcnb.engine.recorder import Operation, Recorder
@@ -75,7 +73,7 @@ class WatchedFuture(torch.futures.Future[Any]):
                 pause_s = _FIRST_PAUSE_S
                 while not self.done():
                     if self._is_old():
-                        raise self._outdated()
+                        raise self._guard.outdated(self._recorder.words(self._operation))
                     self._guard.check()
                     time.sleep(pause_s)
                     pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
@@ -86,14 +84,6 @@ class WatchedFuture(torch.futures.Future[Any]):
     def _is_old(self) -> bool:
         """Whether groups have been built again since: its connections are gone."""
         return self._generation != self._guard.generation
-
-    def _outdated(self) -> CollectiveAborted:
-        operation = self._recorder.words(self._operation)
-        error = CollectiveAborted(
-            f"{operation} cannot be completed: process groups have been built again since it was called"
-        )
-        error.operation = operation
-        return error
 
     @contextlib.contextmanager
     def _explaining(self, began_ns: int, *, in_wait: bool) -> Iterator[None]:
@@ -107,7 +97,7 @@ class WatchedFuture(torch.futures.Future[Any]):
             if not self._is_old():
                 explained = self._guard.explained(error, recorder.words(self._operation), waited_s, in_wait=in_wait)
             elif isinstance(error, RuntimeError):  # says nothing of the groups as they are now
-                explained = self._outdated()
+                explained = self._guard.outdated(self._recorder.words(self._operation))
             try:
                 if explained is error:
                     raise

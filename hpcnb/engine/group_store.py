@@ -6,9 +6,10 @@ also ends a ``new_group`` or a mesh that another rank never comes to make.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch.distributed as dist
@@ -33,6 +34,20 @@ class GroupStore(dist.Store):
         self._inner: Any = inner  # torch's stub lacks half of the methods
         self._timeout = timeout
         self._check = check
+        self._remembered: list[str] | None = None
+
+    @contextlib.contextmanager
+    def remembering(self, keys: list[str]) -> Iterator[None]:
+        """Keys that this rank sets in the body are added to ``keys``, so that they can be deleted one day."""
+        before, self._remembered = self._remembered, keys
+        try:
+            yield
+        finally:
+            self._remembered = before
+
+    def _remember(self, *keys: str) -> None:
+        if self._remembered is not None:
+            self._remembered.extend(keys)
 
     def _await(self, keys: list[str], timeout: datetime.timedelta | None = None) -> None:
         pause_s = _PAUSE_S
@@ -46,6 +61,7 @@ class GroupStore(dist.Store):
             pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
 
     def set(self, key: str, value: str | bytes) -> None:
+        self._remember(key)
         self._inner.set(key, value)
 
     def get(self, key: str) -> bytes:
@@ -57,6 +73,7 @@ class GroupStore(dist.Store):
         return list(self._inner.multi_get(keys))
 
     def multi_set(self, keys: list[str], values: list[str]) -> None:
+        self._remember(*keys)
         self._inner.multi_set(keys, values)
 
     def wait(self, keys: list[str], timeout: datetime.timedelta | None = None) -> None:

@@ -34,6 +34,7 @@ def register(recorder: Recorder, guard: Guard) -> None:
     """Make ``init_process_group("hpcnb")``, and every group and mesh axis after it, one of these."""
     HpcnbProcessGroup.recorder = recorder
     HpcnbProcessGroup.guard = guard
+    guard.living = lambda: {str(group.group_name) for group in _living()}
     _offer_monitored_barrier()
     if BACKEND in dist.Backend.backend_list:
         return
@@ -68,7 +69,7 @@ def _make_group(options: Any, recorder: Recorder, guard: Guard) -> HpcnbProcessG
         try:
             return HpcnbProcessGroup(*arguments)
         except BaseException as error:
-            guard.withdraw(channel, stamped)  # others wait for this rank in vain
+            guard.refused(channel, stamped)  # others wait for it in vain; nothing is sent before all are connected
             if guard.broken and isinstance(error, Exception):
                 raise guard.error(recorder.words(operation), recorder.seconds_since(began_ns)) from None
             raise

@@ -21,6 +21,7 @@ from zlib import crc32
 
 from hpcnb.core.board import (
     HISTORY,
+    NUM_CHANNELS,
     Board,
     ChannelReader,
     ChannelWriter,
@@ -78,9 +79,12 @@ class Channel:
     at: int
     members: RankSet
     sender: int = -1  #: of messages; -1 for collectives
+    group: str = ""  #: name of the process group; "" for what ranks do before they have one
+    is_behind: bool = False  #: peers have been waited for in vain, and have not caught up since
     told: int = 0  #: stamp when it was last asked what has been issued
     peers: list[_Peer] = field(default_factory=list)
     newest: int = 0
+    passed: int = 0  #: stamp that all peers have come to, when that was last looked up
 
 
 class Guard:
@@ -99,30 +103,37 @@ class Guard:
         self.broken: str = ""  #: why groups cannot be used; "" if they can
         self.store: Any = None  #: of the groups; lives as long as they do
         self.mismatch = False  #: ... because ranks called different operations
+        self.living: Callable[[], set[str]] | None = None  #: names of the groups that have not been destroyed
         self._board = board
         self._ring = ring
         self._tell = tell
         self._own = ChannelWriter(board.channels(rank))
+        self._readers: dict[int, ChannelReader] = {}
         self._channels: dict[int, Channel] = {}
         self._groups: dict[str, int] = {}  # channels of their collectives
         self._signatures: dict[object, Signature] = {}
         self._shapes: set[tuple[str, ...]] = set()
         self._ledger = Ledger(rank, ChannelReader(board.channels(rank)))
         self._breaking = threading.Lock()
+        fence = threading.Lock()
+        self._take_fence, self._release_fence = fence.acquire, fence.release
+        self._base = 0  # stamps of this generation are larger
+        self._notices: list[str] = []
+        self._is_told = False  # that there is no room for more channels
 
     # --- channels -------------------------------------------------------------------------------------------
 
     def collectives(self, group: str, members: list[int]) -> Channel:
         """The channel of a group's collectives; ``group`` is the same text on its ranks and on no others."""
         key = self._groups[group] = channel_key("collectives", group, tuple(members))
-        channel = self._open(key, RankSet(members))
+        channel = self._open(key, RankSet(members), group=group)
         self._tell(GroupMade(channel.key, channel.members))  # who takes part cannot be read from the board
         return channel
 
     def messages(self, group: str, sender: int, receiver: int, tag: int) -> Channel:
         """The channel of messages from one rank to another; the group's own channel has been asked for before."""
         key = message_key(self._groups.get(group, group), sender, receiver, tag)
-        return self._open(key, RankSet([sender, receiver]), sender)
+        return self._open(key, RankSet([sender, receiver]), sender, group)
 
     def making(self, members: list[int]) -> Channel:
         """The channel of what these ranks do together before they have a group: they make one."""
@@ -130,28 +141,66 @@ class Guard:
         self._tell(GroupMade(channel.key, channel.members))
         return channel
 
-    def _open(self, key: int, members: RankSet, sender: int = -1) -> Channel:
-        if (known := self._channels.get(key)) is not None:
-            return known
-        channel = self._channels[key] = Channel(key, self._own.open(key), members, sender)
-        for peer in members:
-            if peer != self.rank and self._board.holds(peer):
-                channel.peers.append(_Peer(peer, ChannelReader(self._board.channels(peer))))
+    def _open(self, key: int, members: RankSet, sender: int = -1, group: str = "") -> Channel:
+        channel = self._channels.get(key)
+        if channel is None:
+            channel = self._channels[key] = Channel(key, -1, members, sender, group)
+            for peer in members:
+                if peer != self.rank and self._board.holds(peer):
+                    channel.peers.append(_Peer(peer, self._reader(peer)))
+        if channel.at < 0:
+            self._place(channel)
         return channel
+
+    def _reader(self, rank: int) -> ChannelReader:
+        if (reader := self._readers.get(rank)) is None:
+            reader = self._readers[rank] = ChannelReader(self._board.channels(rank))
+        return reader
+
+    def _place(self, channel: Channel) -> None:
+        """Give the channel a place on the board; the numbers of its operations go on."""
+        if not self._own.has_room:
+            self._make_room(channel.group)
+        if channel.at < 0:  # else it was among those that were waiting for room
+            channel.at = self._own.open(channel.key, channel.newest)
+        if channel.at < 0 and not self._is_told:
+            self._is_told = True
+            self._notices.append(
+                "this rank uses more process groups, or messages with more tags, than hpcnb compares "
+                f"({NUM_CHANNELS}): calls in further ones that differ between ranks hang or end a process. "
+                "dist.destroy_process_group for groups that are done makes room"
+            )
+
+    def _make_room(self, group: str) -> None:
+        """Take the places of groups that were destroyed; ``group`` is just being made."""
+        if self.living is None:
+            return
+        living = self.living() | {"", group}
+        for channel in self._channels.values():  # kept: a group of the same name goes on where this one ended
+            if channel.at >= 0 and channel.group not in living:
+                self._own.close(channel.at)
+                channel.at = -1
+        # where there is room, all that is used has a place: who looks relies on it
+        for channel in self._channels.values():
+            if channel.at < 0 and channel.group in living and self._number(channel.newest):
+                channel.at = self._own.open(channel.key, channel.newest)
+
+    def take_notices(self) -> list[str]:
+        """What the person should know, once."""
+        notices, self._notices = self._notices, []
+        return notices
 
     def sent(self, group: str, sender: int, tag: int) -> int:
         """How many messages ``sender`` has issued to this rank in this generation."""
         if not self._board.holds(sender):
             return 0
-        reader = ChannelReader(self._board.channels(sender))
+        reader = self._reader(sender)
         at = reader.find(message_key(self._groups.get(group, group), sender, self.rank, tag))
         return self._number(reader.newest(at)) if at >= 0 else 0
 
     def missing(self, channel: Channel, stamped: int) -> RankSet:
         """Who has not issued this operation; of the ranks on this node."""
-        for peer in channel.peers:
-            peer.at = peer.reader.find(channel.key) if peer.at < 0 else peer.at
-        return RankSet(peer.rank for peer in channel.peers if _passed(peer) < stamped)
+        return RankSet(peer.rank for peer in channel.peers if _passed(peer, channel.key) < stamped)
 
     def num_issued(self, channel: Channel) -> int:
         """How many operations this rank has issued in this generation."""
@@ -225,54 +274,82 @@ class Guard:
         if self.broken:
             raise self.error(self._ring.text(signature[1]))
         stamped = channel.newest + 1
-        if generation_of(stamped) != self.generation:
-            stamped = stamp(self.generation, 1)
-        if channel.at < 0:
+        if stamped <= self._base:
+            stamped = self._base + 1
+        if channel.at < 0 and not self._find_place(channel):
             channel.newest = stamped
             return stamped
         if stamped & _NUMBER > _AHEAD:  # before anything is said, so that it can be given up
-            if channel.sender < 0:
+            if channel.sender < 0 and stamped - channel.passed > _AHEAD:
                 self._await_peers(channel, stamped)
             if not stamped % BLOCK and channel.peers and self.store is not None:
-                self._ledger.keep(self.store, channel.key, channel.at, stamped, map(_passed, channel.peers))
+                passed = [max(0, _passed(peer, channel.key)) for peer in channel.peers]
+                self._ledger.keep(self.store, channel.key, channel.at, stamped, passed)
         channel.newest = stamped
-        checked = signature[0]
+        checked, key = signature[0], channel.key
         self._own.publish(channel.at, stamped, (checked, line, source, signature[1]))
+        # x86 may let the looks below overtake the store above, while it is on its way to the cache: two ranks that
+        # issue at once would both see nothing. Taking a lock is an atomic exchange, and waits for the store.
+        self._take_fence()
+        self._release_fence()
         for peer in channel.peers:
-            if peer.at < 0:
-                peer.at = peer.reader.find(channel.key)
-                if peer.at < 0:
-                    continue
-            if peer.reader.newest(peer.at) >= stamped:
+            newest = peer.reader.newest_of(peer.at, key)
+            if newest < 0:  # not found yet, or its place was taken
+                newest = _passed(peer, key)
+            if newest >= stamped:
                 theirs = peer.reader.signature(peer.at, stamped)
                 if theirs != checked:
                     self._look_again(channel, peer, stamped, signature, line)
         return stamped
 
-    def withdraw(self, channel: Channel, stamped: int) -> None:
-        """The backend refused the operation, or this rank gave it up: others wait for it in vain."""
+    def _find_place(self, channel: Channel) -> bool:
+        """Whether a channel that has no place on the board has one now."""
+        if self._channels.setdefault(channel.key, channel) is not channel:
+            return False  # of a group that was destroyed, and made again
+        if self._own.has_room or channel.newest % HISTORY == 0:  # groups may have been destroyed; asked seldom
+            self._place(channel)
+        return channel.at >= 0
+
+    def refused(self, channel: Channel, stamped: int) -> None:
+        """The backend did not take the operation: it was never issued, and the next one has its number."""
         if channel.newest == stamped:
             channel.newest = stamped - 1
             if channel.at >= 0:
                 self._own.withdraw(channel.at, stamped)
 
-    def _await_peers(self, channel: Channel, stamped: int) -> None:
-        """Let peers that are far behind catch up, so that they can still compare.
+    def given_up(self, channel: Channel, stamped: int) -> None:
+        """This rank does not wait for the operation any more, but the backend still has it.
 
-        For a while only: a program may well issue many operations before others come to theirs.
+        Others wait for it in vain, and who comes to it now must not issue it: tensors would meet that belong to another
+        operation, or that have been changed since.
         """
-        deadline_s = time.monotonic() + _AHEAD_S
+        if channel.at >= 0 and generation_of(stamped) == self.generation:
+            self._own.give_up(channel.at, stamped)
+
+    def _await_peers(self, channel: Channel, stamped: int) -> None:
+        """Let peers that are far behind catch up, so that they find on the board what they have to compare.
+
+        For a while only, and once until they have caught up: a program may well issue many operations before others
+        come to theirs, nobody who watches sees this wait, and what is overwritten is in the ledger.
+        """
+        deadline_s = 0.0
+        slowest = stamped
         for peer in channel.peers:
-            while True:
-                peer.at = peer.reader.find(channel.key) if peer.at < 0 else peer.at
-                if peer.at >= 0 and peer.reader.newest(peer.at) + _AHEAD >= stamped:
-                    break
+            while (passed := _passed(peer, channel.key)) + _AHEAD < stamped:
+                if channel.is_behind:
+                    return
                 if peer.at < 0 and peer.reader.full:
                     break  # it has no room to say what it issues
-                if time.monotonic() > deadline_s:
+                now_s = time.monotonic()
+                deadline_s = deadline_s or now_s + _AHEAD_S
+                if now_s > deadline_s:
+                    channel.is_behind = True
                     return
                 self.check()
                 time.sleep(_AHEAD_PAUSE_S)
+            else:
+                slowest = min(slowest, passed)
+        channel.is_behind, channel.passed = False, slowest
 
     def _look_again(self, channel: Channel, peer: _Peer, stamped: int, signature: Signature, line: int) -> None:
         """What a peer has issued seems to be something else, or too old to be on the board.
@@ -280,15 +357,23 @@ class Guard:
         The first look may have met the moment at which it was overwritten: the stamp of one operation, and the rest of
         the next. A stamp that is still there says that what was read between belongs to it.
         """
-        checked = peer.reader.signature(peer.at, stamped)
-        theirs = peer.reader.issued(peer.at, stamped)
-        if peer.reader.signature(peer.at, stamped) is None:
+        reader, at = peer.reader, peer.at
+        checked, theirs = reader.signature(at, stamped), reader.issued(at, stamped)
+        if theirs is not None:
+            checked = theirs.signature  # also of one that was given up
+        if reader.signature(at, stamped) is None and reader.issued(at, stamped) is None:
             checked, theirs = None, None
+            if reader.newest_of(at, channel.key) < 0:
+                return  # its place has just been taken: the peer has destroyed the group
             if self.store is not None:
                 theirs = self._ledger.find(self.store, channel.key, peer.rank, stamped)
                 checked = theirs.signature if theirs is not None else None
         if checked is not None and checked != signature[0]:
             self._differ(channel, peer, stamped, theirs, signature, line)
+        if reader.given_up(at, stamped):
+            self.given_up(channel, stamped)  # nor will this rank complete it
+            self.break_groups(f"rank {peer.rank} does not wait for it any more")
+            raise self.error(_words(self._ring.text(signature[1]), line, signature[0]))
 
     def _differ(
         self, channel: Channel, peer: _Peer, stamped: int, theirs: Issued | None, signature: Signature, line: int
@@ -343,11 +428,20 @@ class Guard:
         self.broken = ""
         self.mismatch = False
         self.generation = generation
+        self._base = stamp(generation, 0)
         if self.store is not None:
             self._ledger.forget(self.store)
-        for channel in self._channels.values():
-            for peer in channel.peers:
-                peer.at = -1  # a new process may have taken the rank's place
+        living = None if self.living is None else self.living() | {""}
+        channels, self._channels = self._channels, {}
+        for key, channel in channels.items():
+            if channel.at >= 0:
+                self._own.close(channel.at)
+            channel.at, channel.is_behind, channel.passed = -1, False, 0
+            if living is None or channel.group in living:  # of others the numbers are not needed any more
+                self._channels[key] = channel
+        for channel in self._channels.values():  # of messages when there are some
+            if channel.sender < 0:
+                channel.at = self._own.open(channel.key, channel.newest)
 
     def check(self, operation: str = "") -> None:
         """Raise if groups are broken."""
@@ -360,6 +454,15 @@ class Guard:
         subject = f"{operation or 'this operation'} cannot be completed: " if not self.mismatch else ""
         error = kind(f"{subject}{self.broken}")
         error.operation, error.waited_s = operation, waited_s
+        return error
+
+    @staticmethod
+    def outdated(operation: str) -> CollectiveAborted:
+        """The error of an operation whose connections have been replaced; the groups are whole."""
+        error = CollectiveAborted(
+            f"{operation} cannot be completed: process groups have been built again since it was called"
+        )
+        error.operation = operation
         return error
 
     def explained(
@@ -389,8 +492,13 @@ class Guard:
         return self.error(operation or "communication", waited_s)
 
 
-def _passed(peer: _Peer) -> int:
-    return peer.reader.newest(peer.at) if peer.at >= 0 else 0
+def _passed(peer: _Peer, key: int) -> int:
+    """Stamp that the peer has come to in this channel; -1 where it is not on the board."""
+    newest = peer.reader.newest_of(peer.at, key)
+    if newest < 0:
+        peer.at = peer.reader.find(key)
+        newest = peer.reader.newest_of(peer.at, key)
+    return newest
 
 
 def _some(num_elements: int) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,10 +81,16 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         self.ports: frozenset[int] = frozenset()
         self._lost = ""  #: why this group was not built again; "" if it was
         self._has_accelerator = False
+        self._keys: list[str] = []  # that this rank has set to be found, under the last generations
         self._inner = self._connect()
 
     def _connect(self) -> Any:
         """Connect to the other ranks, under the generation that all are in."""
+        store = self.guard.store
+        with contextlib.nullcontext() if store is None else store.remembering(self._keys):
+            return self._new_inner()
+
+    def _new_inner(self) -> Any:
         store = dist.PrefixStore(f"generation{self.guard.generation}", self._store)
         inner: Any = dist.ProcessGroup(store, self._rank, self._size)
         kinds = dist.ProcessGroup.BackendType
@@ -121,7 +127,12 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         if str(self._name) in order.partial:
             self._lost = "not all of its ranks have it any more; make it again on all of them"
             return None
+        num_stale = len(self._keys)
         before, self._inner = self._inner, self._connect()
+        # all ranks of the group have set keys of this generation, so none of them reads earlier ones any more
+        for key in self._keys[:num_stale]:
+            self.guard.store.delete_key(key)
+        del self._keys[:num_stale]
         self._lost = ""
         return before
 
@@ -196,6 +207,8 @@ class HpcnbProcessGroup(dist.ProcessGroup):
             yield
         except BaseException as error:  # noqa: BLE001 - raised again, in the words of a person
             recorder.end_wait(operation, began_ns, failed=True)
+            if operation.channel is not None:
+                guard.given_up(operation.channel, operation.stamp)
             explained = guard.explained(error, recorder.words(operation), recorder.seconds_since(began_ns))
             try:
                 if explained is error:
@@ -299,8 +312,11 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         operation.stamp, operation.channel = stamp(self.guard.generation, tag), self._channel
         return operation
 
-    def _compare_parts(self, dtype: torch.dtype, received: list[int], sent: list[int]) -> None:
+    def _compare_parts(self, dtype: torch.dtype, received: list[int], sent: list[int]) -> list[tuple[Channel, int]]:
         """Compare with every peer what this rank sends to it and expects from it in an all_to_all.
+
+        Returns:
+            Channels and stamps under which that was published.
 
         Raises:
             CollectiveError: It cannot be issued.
@@ -309,23 +325,35 @@ class HpcnbProcessGroup(dist.ProcessGroup):
             self._identify()
         guard, name, me = self.guard, str(self._name), self._rank
         line, source = self.recorder.place(2)
+        published = []
         for peer, member in enumerate(self._members):
             if peer != me:
                 outgoing = guard.messages(name, self._members[me], member, _ALL_TO_ALL)
-                guard.issue(outgoing, guard.part(dtype, sent[peer]), line, source)
+                published.append((outgoing, guard.issue(outgoing, guard.part(dtype, sent[peer]), line, source)))
                 incoming = guard.messages(name, member, self._members[me], _ALL_TO_ALL)
-                guard.issue(incoming, guard.part(dtype, received[peer]), line, source)
+                published.append((incoming, guard.issue(incoming, guard.part(dtype, received[peer]), line, source)))
+        return published
 
-    def _hand_over(self, operation: Operation, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _hand_over(
+        self,
+        operation: Operation,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        parts: Iterable[tuple[Channel, int]] = (),
+    ) -> Any:
         """Give the operation to the backend; what the backend refuses at once was never issued."""
+        guard = self.guard
         try:
             return getattr(self._inner, method)(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - raised again, in the words of a person
-            channel = operation.channel
-            if channel is not None:
-                self.guard.withdraw(channel, operation.stamp)
-            explained = self.guard.explained(
-                error, self.recorder.words(operation), 0.0, in_wait=bool(self.guard.broken)
+            is_refused = isinstance(error, Exception)  # an interrupt arrives when the backend has it
+            published = [*parts, (operation.channel, operation.stamp)]
+            for channel, stamped in published:
+                if channel is not None:
+                    (guard.refused if is_refused else guard.given_up)(channel, stamped)
+            explained = guard.explained(
+                error, self.recorder.words(operation), 0.0, in_wait=not is_refused or bool(guard.broken)
             )
             try:
                 if explained is error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from hpcnb.core.board import generation_of
 from hpcnb.engine.futures import WatchedFuture
 
 if TYPE_CHECKING:
@@ -57,13 +58,20 @@ class RecordedWork(dist.Work):
         recorder, operation = self._recorder, self._operation
         began_ns = recorder.begin_wait(operation)
         try:
+            if self._is_old() and not self._inner.is_completed():  # nor will it ever be
+                raise self._guard.outdated(recorder.words(operation))
             done: bool = self._wait_in_slices(*timeout) if self._in_slices else self._inner.wait(*timeout)
         except BaseException as error:  # noqa: BLE001 - raised again, in the words of a person
             recorder.end_wait(operation, began_ns, failed=True)
             if operation.channel is not None:
-                self._guard.withdraw(operation.channel, operation.stamp)
+                self._guard.given_up(operation.channel, operation.stamp)
             waited_s = (perf_counter_ns() - began_ns) / 1e9
-            explained = self._guard.explained(error, recorder.words(operation), waited_s)
+            if self._is_old() and isinstance(error, RuntimeError):  # says nothing of the groups as they are now
+                explained: BaseException = self._guard.outdated(recorder.words(operation))
+            elif self._is_old():
+                explained = error
+            else:
+                explained = self._guard.explained(error, recorder.words(operation), waited_s)
             try:
                 if explained is error:
                     raise
@@ -72,6 +80,11 @@ class RecordedWork(dist.Work):
                 del explained  # it would hold this frame, and the frame it
         recorder.end_wait(operation, began_ns)
         return done
+
+    def _is_old(self) -> bool:
+        """Whether groups have been built again since it was issued: its connections are gone."""
+        operation = self._operation
+        return operation.channel is not None and generation_of(operation.stamp) != self._guard.generation
 
     def _wait_in_slices(self, timeout: datetime.timedelta | None = None) -> bool:
         limit_s = timeout.total_seconds() if timeout else float("inf")  # C++ says zero for "none"
@@ -84,6 +97,8 @@ class RecordedWork(dist.Work):
                     raise
             else:
                 return done
+            if self._is_old():  # another thread waits while groups are built again
+                raise self._guard.outdated(self._recorder.words(self._operation))
             self._guard.check()
 
     def watch(self) -> None:
@@ -103,6 +118,8 @@ class RecordedWork(dist.Work):
         recorder, operation = self._recorder, self._operation
         if operation.backward is None:
             recorder.asked(operation, is_over=done)  # a cell may ask until it is, which is a wait as well
+            if not done and self._is_old():
+                raise self._guard.outdated(recorder.words(operation))
             if self._guard.broken and not (done and self._inner.is_success()):  # released, it ends without a result
                 raise self._guard.error(recorder.words(operation), recorder.seconds_since(operation.start_ns))
         return done

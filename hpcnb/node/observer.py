@@ -104,7 +104,7 @@ class Observer:
 
     @staticmethod
     def _issues(process: RankProcess, reader: ChannelReader, at: int, wanted: set[int]) -> Issues:
-        newest = reader.newest(at)
+        newest = reader.newest_kept(at)  # others wait in vain for what this rank has given up
         strings = process.strings()
         last: dict[int, tuple[int, str]] = {}
         for stamped in wanted:

@@ -146,6 +146,17 @@ def test_rebuilding_often_leaks_nothing(cluster4):
     assert settled() == before
 
 
+def test_rebuilding_often_leaves_no_keys_in_the_store(cluster4):
+    count = "from hpcnb.engine.process_group import HpcnbProcessGroup\nHpcnbProcessGroup.guard.store.num_keys()"
+    run(cluster4, DDP)
+    cluster4.recover()
+    before = run(cluster4, count).values
+    for _ in range(5):
+        cluster4.recover()
+    assert run(cluster4, count).values == before
+    run(cluster4, STEP)
+
+
 def test_fsdp_dtensor_and_functional_collectives_are_seen(cluster4):
     source = """
 import torch, torch.distributed as dist

@@ -61,7 +61,7 @@ def test_room_for_every_rank(num_ranks):
     board = Board(memory, 0)
     assert board.num_ranks == num_ranks
     assert len(board.ring(num_ranks - 1)) == ring_bytes(NUM_SLOTS)
-    assert len(board.channels(num_ranks - 1)) == NUM_CHANNELS * (16 + HISTORY * 24)
+    assert len(board.channels(num_ranks - 1)) == NUM_CHANNELS * (24 + HISTORY * 24)
     assert len(memory) % mmap.PAGESIZE == 0
 
 
@@ -221,6 +221,33 @@ def test_what_was_refused_is_withdrawn(writer, reader, generation, number):
     assert reader.signature(at, stamp(generation, number)) == 2
 
 
+@pytest.mark.parametrize("generation", [0, 3, 2**24 - 1])
+def test_what_was_given_up_stays_and_is_marked(writer, reader, generation):
+    at = writer.open(11)
+    for number in range(1, 5):
+        writer.publish(at, stamp(generation, number), (number, 6, 2, 5))
+    assert reader.newest_kept(at) == reader.newest(at) == stamp(generation, 4)
+    for number in (3, 2, 4):
+        writer.give_up(at, stamp(generation, number))
+    assert reader.newest(at) == stamp(generation, 4)
+    assert reader.newest_kept(at) == stamp(generation, 1)
+    assert [reader.given_up(at, stamp(generation, number)) for number in range(1, 5)] == [False, True, True, True]
+    assert [reader.signature(at, stamp(generation, number)) for number in range(1, 5)] == [1, None, None, None]
+    assert reader.issued(at, stamp(generation, 3)) == Issued(stamp(generation, 3), 3, 6, 2, 5)
+
+
+def test_what_was_given_up_in_an_earlier_generation_says_nothing_of_the_next(writer, reader):
+    at = writer.open(11)
+    writer.publish(at, stamp(1, 1), (1, 0, 0, 0))
+    writer.give_up(at, stamp(1, 1))
+    writer.publish(at, stamp(2, 1), (1, 0, 0, 0))
+    assert not reader.given_up(at, stamp(2, 1))
+    assert reader.newest_kept(at) == reader.newest(at) == stamp(2, 1)
+    writer.publish(at, stamp(2, 2), (1, 0, 0, 0))
+    writer.give_up(at, stamp(2, 2))
+    assert reader.newest_kept(at) == stamp(2, 1)
+
+
 def test_channels_of_a_rank_are_limited(writer, reader):
     opened = [writer.open(key) for key in range(1, NUM_CHANNELS)]
     assert len(set(opened)) == NUM_CHANNELS - 1
@@ -261,3 +288,44 @@ def test_the_request_to_stop_comes_back(cell, state, boundary):
     assert board.stop_asked() == (0, StopState.NONE, 0)
     board.ask_stop(cell, state, boundary)
     assert board.stop_asked() == (cell, state, boundary)
+
+
+# --- channels that are closed -----------------------------------------------------------------------------------
+
+
+def test_the_place_of_a_closed_channel_is_used_again_and_shows_nothing_of_it(writer, reader):
+    first, second = writer.open(11), writer.open(22)
+    writer.publish(first, stamp(0, 1), (1, 2, 3, 4))
+    writer.give_up(first, stamp(0, 1))
+    writer.close(first)
+    assert reader.find(11) == -1
+    assert reader.find(22) == second  # behind the gap
+    assert reader.newest_of(first, 11) == -1
+    assert writer.open(33, stamp(0, 7)) == first
+    assert (reader.find(33), reader.find(11)) == (first, -1)
+    assert (reader.newest_of(first, 11), reader.newest_of(first, 33)) == (-1, stamp(0, 7))
+    assert reader.issued(first, stamp(0, 1)) is None
+    assert not reader.given_up(first, stamp(0, 7))
+    assert reader.newest_of(-1, 33) == -1
+
+
+def test_closed_channels_make_room(writer, reader):
+    opened = [writer.open(key) for key in range(1, NUM_CHANNELS + 1)]
+    assert (writer.has_room, reader.full) == (False, True)
+    writer.close(opened[7])
+    assert (writer.has_room, reader.full) == (True, False)
+    assert writer.open(1000) == opened[7]
+    assert (writer.has_room, reader.full) == (False, True)
+    assert writer.open(1001) == -1
+
+
+def test_no_key_says_that_there_is_no_channel(monkeypatch):
+    class Ones:
+        def __init__(self, *_, **__):
+            pass
+
+        def digest(self):
+            return b"\xff" * 8
+
+    monkeypatch.setattr(board_module.hashlib, "blake2b", Ones)
+    assert channel_key("any") == 1

@@ -54,6 +54,17 @@ def test_it_is_a_store(inner):
     assert store.has_extended_api()
 
 
+def test_what_it_was_asked_to_set_is_remembered(inner):
+    store, keys = store_over(inner), []
+    store.set("before", "1")
+    with store.remembering(keys):
+        dist.PrefixStore("group", store).set("a", "1")
+        store.multi_set(["b", "c"], ["1", "2"])
+        store.get("a" if store.check(["a"]) else "before")
+    store.set("after", "1")
+    assert keys == ["group/a", "b", "c"]
+
+
 def test_torch_reaches_it_from_its_own_code(inner, pauses):
     whole = store_over(inner)  # kept, as the guard does: torch does not keep the Python object
     store = dist.PrefixStore("group", whole)

@@ -297,10 +297,54 @@ def test_what_the_backend_refused_was_never_issued(ranks, generation):
     channel = one.guard.collectives("0", [0, 1])
     for num_issued in (0, 1):
         stamped = one.all_reduce(9)
-        one.guard.withdraw(channel, stamped)
+        one.guard.refused(channel, stamped)
         assert one.guard.num_issued(channel) == num_issued
         assert one.all_reduce() == other.all_reduce() == stamped
     assert generation_of(stamped) == generation
+
+
+@pytest.mark.parametrize("generation", [0, 2])
+def test_what_was_given_up_is_not_met(ranks, board, generation):
+    one, other, third = ranks[:3]
+    for rank in ranks:
+        rank.guard.mend(generation)
+    channel = one.guard.collectives("0", [0, 1, 2])
+    first, second = one.all_reduce(members=range(3)), one.all_reduce(9, members=range(3))
+    other.all_reduce(members=range(3))
+    one.guard.given_up(channel, second)
+    with pytest.raises(CollectiveAborted, match=r"^all_reduce\(float32\[9\], sum\) \(line 6\) .* rank 0 does not wait"):
+        other.all_reduce(9, members=range(3))
+    assert third.all_reduce(members=range(3)) == first
+    with pytest.raises(CollectiveMismatch, match=r"operation 2 .* ranks 0,1 called .*\[9\].* and rank 2 called .*\[8\]"):
+        third.all_reduce(members=range(3))
+    assert one.guard.num_issued(channel) == 2  # it is not issued under this number again
+    for rank in (0, 1):  # who waits for them waits in vain
+        reader = ChannelReader(board.channels(rank))
+        at = reader.find(channel.key)
+        assert (reader.newest(at), reader.newest_kept(at)) == (second, first)
+
+
+def test_what_was_given_up_is_forgotten_with_its_generation(ranks, board):
+    one, other = ranks[:2]
+    channel = one.guard.collectives("0", [0, 1])
+    stamped = one.all_reduce(9)
+    for rank in (one, other):
+        rank.guard.mend(1)
+    one.guard.given_up(channel, stamped)  # late: of connections that are not there any more
+    assert one.all_reduce() == other.all_reduce() == stamp(1, 1)
+    reader = ChannelReader(board.channels(0))
+    assert reader.newest_kept(reader.find(channel.key)) == stamp(1, 1)
+
+
+def test_what_was_given_up_and_overwritten_is_not_met(ranks):
+    one, other = ranks[:2]
+    channel = one.guard.messages("0", 0, 1, 0)
+    first = one.message(0, 1)
+    for _ in range(HISTORY):
+        one.message(0, 1)
+    one.guard.given_up(channel, first)
+    with pytest.raises(CollectiveAborted, match="rank 0 does not wait for it any more"):
+        other.message(0, 1)
 
 
 # --- a rank that runs ahead -----------------------------------------------------------------------------------------
@@ -399,6 +443,157 @@ def test_ranks_without_room_for_more_channels_are_not_compared(ranks, board):
         one.all_reduce()
     assert other.all_reduce(9) == stamp(0, 1)
     assert other.guard.collectives("0", [0, 1]).at == -1
+
+
+def test_a_rank_waits_once_until_peers_have_caught_up(ranks, monkeypatch):
+    one, other, now_s = ranks[0], ranks[1], [100.0]
+    monkeypatch.setattr(guard_module.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(guard_module.time, "sleep", lambda _: now_s.__setitem__(0, now_s[0] + 0.125))
+    for _ in range(3 * HISTORY):
+        one.all_reduce()
+    assert now_s == [101.125]  # a second in all, not one for every operation
+    one.all_reduce(group="1")
+    for _ in range(3 * HISTORY):
+        other.all_reduce()
+    for _ in range(2 * AHEAD):
+        one.all_reduce()
+    assert now_s == [102.25]  # they had caught up, and are behind again
+    for _ in range(AHEAD):
+        one.all_reduce(group="1")
+    assert now_s == [103.375]  # other channels have a second of their own
+
+
+# --- more channels than the board holds -----------------------------------------------------------------------------
+
+
+def test_channels_of_destroyed_groups_make_room(ranks, board):
+    one, other = ranks[:2]
+    for rank in (one, other):
+        rank.guard.living = {"0"}.copy
+        rank.all_reduce()
+    for number in range(1, 3 * NUM_CHANNELS):
+        for rank in (one, other):
+            rank.all_reduce(5, group=str(number))
+        one.all_reduce(5, group=str(number))
+        with pytest.raises(CollectiveMismatch):
+            other.all_reduce(6, group=str(number))
+        other.guard.broken, other.guard.mismatch = "", False
+    assert one.guard.take_notices() == []
+    one.all_reduce(5)
+    with pytest.raises(CollectiveMismatch):
+        other.all_reduce(6)  # one that has been there all the time
+
+
+def test_a_group_of_the_same_name_goes_on_where_the_destroyed_one_ended(ranks):
+    one, other = ranks[:2]
+    living = {"0"}
+    one.guard.living = lambda: living
+    for rank in (one, other):
+        assert [rank.all_reduce(group="again") for _ in range(3)][-1] == stamp(0, 3)
+    for number in range(2 * NUM_CHANNELS):
+        one.all_reduce(group=str(number))  # the other rank has none of them, and keeps its places
+    assert one.guard._channels[one.guard._groups["again"]].at == -1
+    assert one.all_reduce(group="again") == stamp(0, 4)
+    with pytest.raises(CollectiveMismatch, match="operation 4"):
+        other.all_reduce(9, group="again")
+
+
+def test_no_channel_has_two_places(ranks, board):
+    one = ranks[0]
+    living = {str(number) for number in range(NUM_CHANNELS + 1)}
+    one.guard.living = living.copy
+    for number in range(NUM_CHANNELS + 1):
+        one.all_reduce(group=str(number))
+    living -= {"5", "6"}
+    one.all_reduce(group=str(NUM_CHANNELS))
+    one.all_reduce(group="one more")
+    channels = one.guard._channels.values()
+    assert len({channel.at for channel in channels} - {-1}) == NUM_CHANNELS
+    reader = ChannelReader(board.channels(0))
+    assert reader.full
+    assert [reader.find(channel.key) for channel in channels] == [channel.at for channel in channels]
+
+
+def test_a_channel_in_use_has_a_place_soon_after_others_were_destroyed(ranks):
+    one, other = ranks[:2]
+    living = {str(number) for number in range(NUM_CHANNELS + 1)}
+    for rank in (one, other):
+        rank.guard.living = living.copy
+        for number in range(NUM_CHANNELS + 1):
+            rank.all_reduce(group=str(number))
+    (notice,) = one.guard.take_notices()
+    assert "destroy_process_group for groups that are done makes room" in notice
+    living -= {"7"}
+    last = one.guard.collectives(str(NUM_CHANNELS), [0, 1])
+    for _ in range(HISTORY):
+        for rank in (one, other):
+            rank.issue(rank.guard._channels[last.key])
+    assert last.at >= 0
+    one.issue(last, "barrier")
+    with pytest.raises(CollectiveMismatch, match="called barrier"):
+        other.issue(other.guard._channels[last.key])
+
+
+def test_a_place_that_was_taken_by_another_channel_is_not_compared(ranks, board):
+    one, other = ranks[:2]
+    one.guard.living = set
+    for rank in (one, other):
+        rank.all_reduce(group="first")
+    for number in range(NUM_CHANNELS):
+        one.all_reduce(9, group=f"more {number}")
+        one.all_reduce(9, group=f"more {number}")
+    assert other.all_reduce(group="first") == stamp(0, 2)
+    assert not other.guard.broken
+
+
+def test_channels_are_given_back_when_groups_are_built_again(ranks, board):
+    one = ranks[0]
+    living = {"0"}
+    one.guard.living = lambda: living
+    one.all_reduce()
+    for tag in range(NUM_CHANNELS):
+        one.message(0, 1, tag=tag)
+    one.all_reduce(group="destroyed")
+    assert one.guard.collectives("late", [0, 1]).at == -1
+    one.guard.mend(1)
+    reader = ChannelReader(board.channels(0))
+    assert not reader.full
+    assert one.guard.collectives("0", [0, 1]).at >= 0  # also before it is used: a receive from anybody is seen there
+    for number in (1, 2):
+        assert one.message(0, 1, tag=5) == stamp(1, number)
+    assert reader.newest(reader.find(one.guard.messages("0", 0, 1, 5).key)) == stamp(1, 2)
+    assert "destroyed" not in {channel.group for channel in one.guard._channels.values()}
+
+
+def test_that_there_is_no_more_room_is_told_once(ranks):
+    one = ranks[0]
+    one.guard.living = lambda: {"0"}
+    for tag in range(NUM_CHANNELS + 5):
+        one.message(0, 1, tag=tag)
+    (notice,) = one.guard.take_notices()
+    assert "more process groups, or messages with more tags, than hpcnb compares (256)" in notice
+    one.message(0, 1, tag=9999)
+    one.guard.mend(1)
+    for tag in range(NUM_CHANNELS + 5):
+        one.message(0, 1, tag=tag)
+    assert one.guard.take_notices() == []
+
+
+def test_a_channel_without_a_place_has_one_as_soon_as_there_is_room(ranks):
+    one, other = ranks[:2]
+    living = {"0"} | {str(number) for number in range(NUM_CHANNELS + 1)}
+    for rank in (one, other):
+        rank.guard.living = living.copy
+        for number in range(NUM_CHANNELS + 1):
+            rank.all_reduce(group=str(number))
+    last = str(NUM_CHANNELS)
+    assert one.guard._channels[one.guard._groups[last]].at == -1
+    living -= {"7"}
+    for rank in (one, other):
+        rank.guard._make_room("")
+    one.all_reduce(8, group=last)
+    with pytest.raises(CollectiveMismatch, match="operation 2"):
+        other.all_reduce(9, group=last)
 
 
 # --- broken groups ------------------------------------------------------------------------------------------------

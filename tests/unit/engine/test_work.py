@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hpcnb.core.board import NUM_SLOTS, Board, new_board
+from hpcnb.core.board import NUM_SLOTS, Board, new_board, stamp
 from hpcnb.core.errors import CollectiveAborted
 from hpcnb.core.spans import SPAN, Flag, Kind, RingReader, RingWriter, SpanRecord
 from hpcnb.engine import futures as futures_module
@@ -134,6 +134,25 @@ def test_an_error_of_the_backend_is_left_as_it_is(rank):
     with pytest.raises(RuntimeError) as caught:
         rank.work(Inner(error), in_slices=False).wait()
     assert caught.value is error
+
+
+@pytest.mark.parametrize("in_slices", [True, False])
+@pytest.mark.parametrize("error", [SLICE_OVER, RuntimeError("Connection closed by peer"), KeyboardInterrupt()])
+def test_groups_that_are_built_again_during_a_wait_stay_whole(rank, in_slices, error):
+    def build_again():
+        rank.guard.mend(1)
+        raise error
+
+    work = rank.work(Inner(build_again), in_slices=in_slices)
+    rank.operation.channel, rank.operation.stamp = rank.guard.collectives("0", [0]), stamp(0, 1)
+    expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else CollectiveAborted
+    with pytest.raises(expected) as caught:
+        work.wait()
+    if expected is CollectiveAborted:
+        assert str(caught.value) == (
+            "all_reduce #1 (32 B) cannot be completed: process groups have been built again since it was called"
+        )
+    assert not rank.guard.broken
 
 
 def test_who_asks_the_work_asks_the_inner_one(rank):

@@ -183,6 +183,17 @@ def test_ranks_that_wait_at_different_places_of_a_channel(node):
     assert node.observer.longest_wait_s() == 18.0
 
 
+def test_what_a_rank_has_given_up_is_missing_there(node):
+    at = node.issue(4, GROUP, 1)
+    node.issue(4, GROUP, 2)
+    node.channels[4].give_up(at, stamp(0, 2))
+    at = node.issue(5, GROUP, 1)
+    node.issue(5, GROUP, 2)
+    node.wait(5, 2, at=at)
+    issues = node.observer.facts()[4].issues[GROUP]
+    assert (issues.newest, issues.last) == (stamp(0, 1), {})
+
+
 def test_what_is_too_old_to_be_looked_up_is_left_out(node):
     node.issue(4, GROUP, 1)
     node.wait(4, 1)
