@@ -315,7 +315,9 @@ def test_what_was_given_up_is_not_met(ranks, board, generation):
     with pytest.raises(CollectiveAborted, match=r"^all_reduce\(float32\[9\], sum\) \(line 6\) .* rank 0 does not wait"):
         other.all_reduce(9, members=range(3))
     assert third.all_reduce(members=range(3)) == first
-    with pytest.raises(CollectiveMismatch, match=r"operation 2 .* ranks 0,1 called .*\[9\].* and rank 2 called .*\[8\]"):
+    with pytest.raises(
+        CollectiveMismatch, match=r"operation 2 .* ranks 0,1 called .*\[9\].* and rank 2 called .*\[8\]"
+    ):
         third.all_reduce(members=range(3))
     assert one.guard.num_issued(channel) == 2  # it is not issued under this number again
     for rank in (0, 1):  # who waits for them waits in vain
