@@ -74,6 +74,11 @@ class Roster:
         return RankSet([*self._ours, *self._theirs])
 
     @property
+    def busy_elsewhere(self) -> RankSet:
+        """Those of them that run a cell of another notebook."""
+        return RankSet([*self._theirs])
+
+    @property
     def broken(self) -> RankSet:
         """Ranks that cannot communicate until groups are built again, by what they said last, whoever asked."""
         return RankSet(list(self._broken)) - self.dead

@@ -27,6 +27,8 @@ from hpcnb.core.ranks import RankSet
 
 __all__ = ["Submitter"]
 
+#: Another notebook may hear so much earlier than this one that its cell is over, and a person may be as fast.
+_LAG_S = 0.25
 #: Cells whose spans are kept for ``timeline()``, and how much of them.
 _KEPT_CELLS, _KEPT_BYTES = 200, 32 << 20
 
@@ -357,6 +359,9 @@ class Submitter:
         """Send a message to ranks, wait, and complete the result."""
         node = self._node()
         self.inbox = inbox = Inbox()  # before looking: who ends from now on is heard of
+        until_s = time.monotonic() + _LAG_S
+        while self.roster.busy_elsewhere & ranks and time.monotonic() < until_s:
+            await inbox.next(_LAG_S / 10)
         self.roster.check(ranks)
         cell = next(self._numbers)
         run = CellRun(cell, label, ranks, self.world_size, grace_s=self.grace_s)
