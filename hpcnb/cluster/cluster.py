@@ -631,7 +631,8 @@ class Cluster:
             import ipyparallel
 
             self._client = ipyparallel.Client(str(folder.connection_file("client")), profile_dir=str(folder.profile))
-            self._client.wait_for_engines(self.world_size, timeout=30)
+        if len(self._client.ids) < len(self.alive):  # a rank was replaced, and the news is on its way to the client
+            self._client.wait_for_engines(len(self.alive), timeout=30)
         return self._client
 
 
