@@ -17,8 +17,10 @@ from __future__ import annotations
 import mmap
 import struct
 import threading
+from array import array
+from collections.abc import Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 __all__ = [
     "CATEGORY_NAMES",
@@ -32,7 +34,9 @@ __all__ = [
     "RingReader",
     "RingWriter",
     "SpanRecord",
+    "Strings",
     "ring_bytes",
+    "strings_of",
 ]
 
 
@@ -245,6 +249,44 @@ class RingWriter:
         self._memory[_STATE_AT] = 0
 
 
+class Strings(Sequence[str]):
+    """The string table of a ring as it grows. Texts are decoded when they are asked for: a session names thousands.
+
+    Args:
+        memory: Of the ring.
+    """
+
+    def __init__(self, memory: mmap.mmap | memoryview) -> None:
+        self._memory = memory
+        self._told = _strings_word(memory)
+        self._places = array("I")
+        self._end = 0
+
+    def __len__(self) -> int:
+        count = self._told[0] & 0xFFFFFFFF
+        while len(self._places) < count:
+            self._places.append(self._end)
+            self._end += 2 + self._length(self._end)
+        return count
+
+    def _length(self, place: int) -> int:
+        (length,) = struct.unpack_from("<H", self._memory, _STRINGS_AT + _STRINGS.size + place)
+        return int(length)
+
+    @overload
+    def __getitem__(self, number: int) -> str: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[str]: ...
+    def __getitem__(self, number: int | slice) -> str | list[str]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        if not 0 <= number < len(self):
+            msg = f"no string {number}"
+            raise IndexError(msg)
+        at = _STRINGS_AT + _STRINGS.size + self._places[number] + 2
+        return bytes(self._memory[at : at + self._length(self._places[number])]).decode("utf-8", "replace")
+
+
 class RingReader:
     """The agent's end: reads what was written since the last call.
 
@@ -264,9 +306,7 @@ class RingReader:
         self._memory = memory
         self._counter = memoryview(memory)[_WRITTEN_AT : _WRITTEN_AT + 8].cast("Q")
         self._read = 0
-        self._strings_told = _strings_word(memory)
-        self._strings: list[str] = []
-        self._strings_at = 0
+        self._strings = Strings(memory)
 
     def drain(self) -> tuple[bytes, int]:
         """New records, concatenated, oldest first; and how many were overwritten before they were read."""
@@ -289,14 +329,8 @@ class RingReader:
         limit = HEADER_BYTES + self._num_slots * SPAN.size
         return bytes(self._memory[start:limit]) + bytes(self._memory[HEADER_BYTES:stop])
 
-    def strings(self) -> list[str]:
+    def strings(self) -> Strings:
         """The string table so far; entry 0 is the empty string."""
-        count = self._strings_told[0] & 0xFFFFFFFF
-        while len(self._strings) < count:
-            at = _STRINGS_AT + _STRINGS.size + self._strings_at
-            (length,) = struct.unpack_from("<H", self._memory, at)
-            self._strings.append(bytes(self._memory[at + 2 : at + 2 + length]).decode("utf-8", "replace"))
-            self._strings_at += 2 + length
         return self._strings
 
     def state(self) -> RankState:

@@ -177,6 +177,8 @@ class Agent:
         self._door.tick()
         self._refusals.tick()
         self._check_controller()
+        if not self._relay.running:
+            self._memory.trim()
 
     def _timeout_s(self) -> float:
         now_s = self._clock()
@@ -538,6 +540,7 @@ class Agent:
             self._server.send(client, m.CellRefused(message.cell, refused))
             return
         self._last_cell = message.cell
+        self._memory.used()
         if isinstance(message, m.Rebuild):
             self._generation = message.generation
         began = m.CellBegan(

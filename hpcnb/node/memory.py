@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ __all__ = ["Memory"]
 _PROPORTIONAL_S = 3.0
 #: Kills of the kernel are counted anew so often.
 _KILLS_S = 2.0
+#: Memory of the agent itself is given back so long after a cell has begun.
+_TRIM_S = 10.0
 
 
 class Memory:
@@ -28,6 +31,7 @@ class Memory:
         # two looks, the older one for comparison: what the kernel did long before a rank ended was not about that rank
         self._num_kills = self._num_recent = _num_kills()
         self._looked_s = clock()
+        self._trim_due_s = float("inf")
 
     def proportional_mb(self, pid: int) -> float:
         """PSS: memory of the process, shared pages divided by who shares them."""
@@ -36,6 +40,18 @@ class Memory:
             asked_s, memory_mb = self._clock(), round(_proportional_mb(pid), 1)
             self._proportional[pid] = (asked_s, memory_mb)
         return memory_mb
+
+    def used(self) -> None:
+        """The agent held output and records of a cell."""
+        self._trim_due_s = min(self._trim_due_s, self._clock() + _TRIM_S)
+
+    def trim(self) -> None:
+        """Give back to the kernel what the agent has held and needs no more: its C library would keep all of it."""
+        if self._clock() < self._trim_due_s:
+            return
+        self._trim_due_s = float("inf")
+        if (malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # not with musl
+            malloc_trim(0)
 
     def note(self, pid: int) -> None:
         """Look up the resident size, which is gone when the process is."""

@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from hpcnb.core.launch import RunFolder
@@ -327,7 +327,7 @@ class RankProcess:
         table = self._ring.strings()
         return spans, {number: table[number] for number in strings_of(spans) if 0 < number < len(table)}, lost
 
-    def strings(self) -> list[str]:
+    def strings(self) -> Sequence[str]:
         """The rank's string table."""
         return self._ring.strings() if self._ring is not None else [""]
 

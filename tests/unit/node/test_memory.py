@@ -125,3 +125,21 @@ def test_kernels_that_do_not_tell_a_proportional_size(tmp_path, monkeypatch, tex
     rollup.write_text(text)
     monkeypatch.setattr(memory_module, "Path", lambda _: rollup)
     assert memory_module._proportional_mb(1) == size_mb
+
+
+def test_what_cells_used_is_given_back_once_and_not_at_once(monkeypatch):
+    trims, now_s = [], [0.0]
+    monkeypatch.setattr(
+        memory_module.ctypes, "CDLL", lambda _: type("C", (), {"malloc_trim": staticmethod(trims.append)})
+    )
+    used = Memory(lambda: now_s[0])
+    used.trim()
+    used.used()
+    now_s[0] = 5.0
+    used.used()
+    used.trim()
+    assert trims == []
+    now_s[0] = 11.0
+    used.trim()
+    used.trim()
+    assert trims == [0]
