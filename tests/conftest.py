@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -73,11 +75,18 @@ def _forget_names(cluster) -> None:
 def _state(runtime_root: Path) -> dict[str, set[object]]:
     me = psutil.Process()
     return {
-        "processes": {(child.pid, child.name()) for child in me.children(recursive=True) if child.status() != "zombie"},
+        "processes": set(_children(me)),
         "shared memory": {path.name for path in Path("/dev/shm").iterdir()},
         "clusters": {str(path) for path in runtime_root.glob("hpcnb-*/*")},
         "sockets": {connection.fd for connection in me.net_connections("unix") if connection.raddr or connection.laddr},
     }
+
+
+def _children(process: psutil.Process) -> Iterator[tuple[int, str]]:
+    for child in process.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ends while we look
+            if child.status() != "zombie":
+                yield child.pid, child.name()
 
 
 def _ranks() -> set[int]:
