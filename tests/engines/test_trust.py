@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -61,6 +62,7 @@ class Peer:
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.DEALER)
         self.socket.linger = 0
+        self.socket.sndtimeo = 1000
         if keys is not None:
             own = (spec.client_public.encode(), spec.client_secret.encode()) if keys == "right" else keys
             self.socket.curve_publickey, self.socket.curve_secretkey = own
@@ -69,7 +71,8 @@ class Peer:
 
     def say(self, *messages):
         for message in messages:
-            self.socket.send(message if isinstance(message, bytes) else m.encode(message))
+            with contextlib.suppress(zmq.Again):  # refused already: libzmq then has nobody to send to
+                self.socket.send(message if isinstance(message, bytes) else m.encode(message))
 
     def hear(self, timeout_s=10.0):
         return m.decode(self.socket.recv()) if self.socket.poll(timeout_s * 1000) else None
