@@ -83,8 +83,8 @@ class Boundary:
         self._tell()
         # x86 may let the look below overtake the store above: the agent, which stores and looks the other way round,
         # would then choose a turn that this rank has passed unseen. Taking a lock waits for the store.
-        self._fence.acquire()
-        self._fence.release()
+        with self._fence:  # not acquire() and release(): an interrupt between the two would leave it taken for good
+            pass
         if self._board.stop_asked()[0] == self._cell != 0:
             self._await_decision()
         self._passed = self._reached

@@ -115,8 +115,7 @@ class Guard:
         self._shapes: set[tuple[str, ...]] = set()
         self._ledger = Ledger(rank, ChannelReader(board.channels(rank)))
         self._breaking = threading.Lock()
-        fence = threading.Lock()
-        self._take_fence, self._release_fence = fence.acquire, fence.release
+        self._fence = threading.Lock()
         self._base = 0  # stamps of this generation are larger
         self._notices: list[str] = []
         self._is_told = False  # that there is no room for more channels
@@ -290,8 +289,8 @@ class Guard:
         self._own.publish(channel.at, stamped, (checked, line, source, signature[1]))
         # x86 may let the looks below overtake the store above, while it is on its way to the cache: two ranks that
         # issue at once would both see nothing. Taking a lock is an atomic exchange, and waits for the store.
-        self._take_fence()
-        self._release_fence()
+        with self._fence:  # not acquire() and release(): an interrupt between the two would leave it taken for good
+            pass
         for peer in channel.peers:
             newest = peer.reader.newest_of(peer.at, key)
             if newest < 0:  # not found yet, or its place was taken

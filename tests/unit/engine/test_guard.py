@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 
 import pytest
@@ -596,6 +597,37 @@ def test_a_channel_without_a_place_has_one_as_soon_as_there_is_room(ranks):
     one.all_reduce(8, group=last)
     with pytest.raises(CollectiveMismatch, match="operation 2"):
         other.all_reduce(9, group=last)
+
+
+def test_an_interrupt_never_leaves_the_fence_taken(ranks):
+    """The next operation of this rank would wait for it without an end, and be seen by nobody."""
+    guard, main, over, armed = ranks[0].guard, threading.get_ident(), threading.Event(), [False]
+    channel, signature = guard.collectives("0", [0]), guard.signature("all_reduce", [], ())
+
+    def interrupted(*_):
+        if armed[0]:
+            armed[0] = False
+            raise KeyboardInterrupt
+
+    def press():
+        while not over.wait(0.0005):
+            signal.pthread_kill(main, signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    thread = threading.Thread(target=press)
+    thread.start()
+    try:
+        for _ in range(150):
+            with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - wherever it is
+                armed[0] = True
+                while True:
+                    guard.issue(channel, signature, 1, 0)
+            assert not guard._fence.locked()
+    finally:
+        armed[0] = False
+        over.set()
+        thread.join()
+        signal.signal(signal.SIGINT, before)
 
 
 # --- broken groups ------------------------------------------------------------------------------------------------
