@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hpcnb.engine.guard import raise_instead
+from hpcnb.engine.pauses import pauses_s
+
 if TYPE_CHECKING:
     from hpcnb.engine.guard import Guard
     from hpcnb.engine.recorder import Operation, Recorder
 
 __all__ = ["WatchedFuture"]
-
-#: The first pause of a wait, and the longest.
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.0002, 0.005
 
 
 class WatchedFuture(torch.futures.Future[Any]):
@@ -70,13 +70,12 @@ class WatchedFuture(torch.futures.Future[Any]):
         is_over = False
         try:
             with self._explaining(began_ns, in_wait=True):
-                pause_s = _FIRST_PAUSE_S
+                pauses = pauses_s()
                 while not self.done():
                     if self._is_old():
                         raise self._guard.outdated(self._recorder.words(self._operation))
                     self._guard.check()
-                    time.sleep(pause_s)
-                    pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
+                    time.sleep(next(pauses))
             is_over = True
         finally:
             recorder.end_wait(operation, began_ns, failed=not is_over)
@@ -93,14 +92,7 @@ class WatchedFuture(torch.futures.Future[Any]):
             yield
         except BaseException as error:  # noqa: BLE001 - raised again
             waited_s = recorder.seconds_since(began_ns) if began_ns else 0.0
-            explained = error
-            if not self._is_old():
-                explained = self._guard.explained(error, recorder.words(self._operation), waited_s, in_wait=in_wait)
-            elif isinstance(error, RuntimeError):  # says nothing of the groups as they are now
-                explained = self._guard.outdated(self._recorder.words(self._operation))
-            try:
-                if explained is error:
-                    raise
-                raise explained from None
-            finally:
-                del explained  # it would hold this frame, and the frame it
+            explained = self._guard.explained(
+                error, recorder.words(self._operation), waited_s, in_wait=in_wait, generation=self._generation
+            )
+            raise_instead(error, explained)

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-__all__ = ["GroupStore"]
+from hpcnb.engine.pauses import pauses_s
 
-#: First and longest pause between two looks at a key.
-_PAUSE_S, _LONGEST_PAUSE_S = 0.0002, 0.005
+__all__ = ["GroupStore"]
 
 
 class GroupStore(dist.Store):
@@ -50,15 +49,14 @@ class GroupStore(dist.Store):
             self._remembered.extend(keys)
 
     def _await(self, keys: list[str], timeout: datetime.timedelta | None = None) -> None:
-        pause_s = _PAUSE_S
+        pauses = pauses_s()
         deadline_s = time.monotonic() + (timeout or self._timeout).total_seconds()
         while not self._inner.check(keys):
             self._check()
             if time.monotonic() > deadline_s:
                 msg = f"nobody set {keys[0]!r} within {(timeout or self._timeout).total_seconds():.0f} s"
                 raise dist.DistStoreError(msg)
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
+            time.sleep(next(pauses))
 
     def set(self, key: str, value: str | bytes) -> None:
         self._remember(key)

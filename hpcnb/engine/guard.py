@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from zlib import crc32
 
 from hpcnb.core.board import (
@@ -41,7 +41,7 @@ from hpcnb.engine.ledger import BLOCK, Ledger
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Channel", "Guard", "Signature"]
+__all__ = ["Channel", "Guard", "Signature", "raise_instead"]
 
 #: A rank waits before it is so many collectives ahead of a peer, which could not compare any more; but not for long.
 _AHEAD = HISTORY - 8
@@ -377,11 +377,7 @@ class Guard:
     def _differ(
         self, channel: Channel, peer: _Peer, stamped: int, theirs: Issued | None, signature: Signature, line: int
     ) -> None:
-        strings = RingReader(self._board.ring(peer.rank)).strings()
-        if theirs is not None and theirs.description < len(strings):
-            other = _words(strings[theirs.description], theirs.line, theirs.signature)
-        else:
-            other = "something older"
+        other = self._words_of(peer, theirs) or "something older"
         description = signature[1]
         mine = _words(self._ring.text(description), line, signature[0])
         number = number_of(stamped)
@@ -406,12 +402,18 @@ class Guard:
         found: dict[int, str] = {}
         for peer in channel.peers:
             at = peer.at if peer.at >= 0 else peer.reader.find(channel.key)
-            theirs = peer.reader.issued(at, stamped) if at >= 0 else None
-            if theirs is not None:
-                strings = RingReader(self._board.ring(peer.rank)).strings()
-                if theirs.description < len(strings):
-                    found[peer.rank] = _words(strings[theirs.description], theirs.line, theirs.signature)
+            if words := self._words_of(peer, peer.reader.issued(at, stamped) if at >= 0 else None):
+                found[peer.rank] = words
         return found
+
+    def _words_of(self, peer: _Peer, theirs: Issued | None) -> str:
+        """What a peer has issued, in its own words; "" if they are not known."""
+        if theirs is None:
+            return ""
+        strings = RingReader(self._board.ring(peer.rank)).strings()
+        if theirs.description >= len(strings):
+            return ""
+        return _words(strings[theirs.description], theirs.line, theirs.signature)
 
     # --- broken groups --------------------------------------------------------------------------------------
 
@@ -465,7 +467,13 @@ class Guard:
         return error
 
     def explained(
-        self, error: BaseException, operation: str, waited_s: float, *, in_wait: bool = True
+        self,
+        error: BaseException,
+        operation: str,
+        waited_s: float,
+        *,
+        in_wait: bool = True,
+        generation: int | None = None,
     ) -> BaseException:
         """What to raise instead of what a wait raised; breaks the groups when connections are lost.
 
@@ -474,7 +482,10 @@ class Guard:
             operation: What was waited in, in words.
             waited_s: For how long.
             in_wait: Whether it came from a wait of ours; else it may be anything that a cell raises.
+            generation: That the operation was issued in; by default the one that groups are in.
         """
+        if generation not in (None, self.generation):  # says nothing of the groups as they are now
+            return self.outdated(operation) if isinstance(error, RuntimeError) else error
         if isinstance(error, CollectiveError):
             return error if error.operation or not self.broken else self.error(operation, waited_s)
         if not isinstance(error, RuntimeError):
@@ -489,6 +500,16 @@ class Guard:
             self.break_groups(f"it failed ({str(error).splitlines()[0][:200] if str(error) else 'without a word'})")
             return error
         return self.error(operation or "communication", waited_s)
+
+
+def raise_instead(error: BaseException, explained: BaseException) -> NoReturn:
+    """While ``error`` is handled, raise ``explained``, which may be the same."""
+    try:
+        if explained is error:
+            raise  # noqa: PLE0704 - the caller handles it
+        raise explained from None
+    finally:
+        del error, explained  # they would hold this frame, and the frame them
 
 
 def _passed(peer: _Peer, key: int) -> int:

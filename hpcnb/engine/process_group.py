@@ -26,6 +26,7 @@ from hpcnb.core.messages import Rebuild
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.spans import Kind
 from hpcnb.engine import collectives, devices, sockets
+from hpcnb.engine.guard import raise_instead
 from hpcnb.engine.work import AnySourceWork, RecordedWork
 
 if TYPE_CHECKING:
@@ -209,13 +210,8 @@ class HpcnbProcessGroup(dist.ProcessGroup):
             recorder.end_wait(operation, began_ns, failed=True)
             if operation.channel is not None:
                 guard.given_up(operation.channel, operation.stamp)
-            explained = guard.explained(error, recorder.words(operation), recorder.seconds_since(began_ns))
-            try:
-                if explained is error:
-                    raise
-                raise explained from None
-            finally:
-                del explained  # it would hold this frame, and the frame it
+            waited_s = recorder.seconds_since(began_ns)
+            raise_instead(error, guard.explained(error, recorder.words(operation), waited_s))
         recorder.end_wait(operation, began_ns)
 
     def shutdown(self) -> None:

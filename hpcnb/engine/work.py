@@ -7,6 +7,7 @@ of a second, and lets a released rank go although the backend does not.
 from __future__ import annotations
 
 import datetime
+import time
 from collections.abc import Callable
 from time import monotonic, perf_counter_ns
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ import torch.distributed as dist
 
 from hpcnb.core.board import generation_of
 from hpcnb.engine.futures import WatchedFuture
+from hpcnb.engine.guard import raise_instead
+from hpcnb.engine.pauses import pauses_s
 
 if TYPE_CHECKING:
     from hpcnb.engine.guard import Guard
@@ -66,18 +69,9 @@ class RecordedWork(dist.Work):
             if operation.channel is not None:
                 self._guard.given_up(operation.channel, operation.stamp)
             waited_s = (perf_counter_ns() - began_ns) / 1e9
-            if self._is_old() and isinstance(error, RuntimeError):  # says nothing of the groups as they are now
-                explained: BaseException = self._guard.outdated(recorder.words(operation))
-            elif self._is_old():
-                explained = error
-            else:
-                explained = self._guard.explained(error, recorder.words(operation), waited_s)
-            try:
-                if explained is error:
-                    raise
-                raise explained from None
-            finally:
-                del explained  # it would hold this frame, and the frame it
+            generation = None if operation.channel is None else generation_of(operation.stamp)
+            words = recorder.words(operation)
+            raise_instead(error, self._guard.explained(error, words, waited_s, generation=generation))
         recorder.end_wait(operation, began_ns)
         return done
 
@@ -189,16 +183,13 @@ class AnySourceWork(dist.Work):
         return True
 
     def _await_sender(self) -> int:
-        import time
-
         recorder, guard = self._recorder, self._guard
-        pause_s = 0.0002
+        pauses = pauses_s()
         with recorder.inside(self._operation) as began_ns:
             while (sender := self._find_sender()) < 0:
                 if guard.broken:
                     raise guard.error(recorder.words(self._operation), recorder.seconds_since(began_ns))
-                time.sleep(pause_s)
-                pause_s = min(pause_s * 1.5, 0.005)
+                time.sleep(next(pauses))
         return sender
 
     def is_completed(self) -> bool:
