@@ -86,8 +86,19 @@ async def mend(submitter: Submitter) -> tuple[bool, list[str]]:
     return True, built(how, alive, dead) + notices
 
 
-def built(how: str, alive: RankSet, dead: RankSet) -> list[str]:
-    """Groups were built again: so in words, and what a person has now."""
+def built(how: str, alive: RankSet, dead: RankSet, new: RankSet | None = None) -> list[str]:
+    """Groups were built again: so in words, and what a person has now.
+
+    Args:
+        how: By whom or how fast.
+        alive: Ranks that have a process.
+        dead: Those that have none.
+        new: Those whose process has taken the place of one that ended.
+    """
+    if new:
+        are = "is a new process" if len(new) == 1 else "are new processes"
+        intact = f"; all names on {kept.words()} are intact" if (kept := alive - new) else ""
+        return [f"process groups built again {how}", f"{new.words()} {are}{intact}"]
     if not dead:
         return [f"process groups built again {how}", "all names on all ranks are intact"]
     are = "is" if len(dead) == 1 else "are"

@@ -41,7 +41,8 @@ class RankError:
         code: That line's text.
         traceback: Text, without frames of hpcnb and IPython.
         key: Equal for errors that a person would call the same.
-        operation: Of a rank that was released: what it waited in, ``all_reduce #17 (4.2 MB, line 6)``.
+        operation: Of a rank that was released, or interrupted in a wait: what it waited in,
+            ``all_reduce #17 (4.2 MB, line 6)``.
         waited_s: For how long.
     """
 
@@ -275,6 +276,8 @@ class CellResult:
         parts += [self._exit_text(rank) for rank in sorted(self.exits)]
         if released := self._released_text():
             parts.append("\n".join(released))
+        elif undefined := self._undefined_text():
+            parts += undefined
         if self.stacks:
             parts.append("\n".join(self._stacks_text()))
         if self.busy:
@@ -357,7 +360,7 @@ class CellResult:
                 lines.append(f"{RankSet(ranks).words()} could not call  {operation}")
                 continue
             lines.append(f"{RankSet(ranks).words()} {verb} in  {operation}  for {longest_s:.1f} s and {verb} released")
-        undefined = self._undefined_text(released)
+        undefined = self._undefined_text()
         if differing or not groups:
             return [*self.explanations, *lines, *undefined]
         rest = self.released_nobody
@@ -370,15 +373,16 @@ class CellResult:
         head = [f"{'; '.join(why)}, so ranks that waited were released:"] if why else []
         return [*rest, *head, *lines, *undefined]
 
-    def _undefined_text(self, released: dict[int, RankError]) -> list[str]:
+    def _undefined_text(self) -> list[str]:
         """What an operation was writing when it was given up is half done; which tensors that are, the person knows."""
-        half_done = [match for error in released.values() if (match := _WAITED.match(error.operation)) is not None]
+        given_up = [error for _, error in sorted(self.errors.items()) if error.operation]
+        half_done = [match for error in given_up if (match := _WAITED.match(error.operation)) is not None]
         where = {f"{match['name']}{f' (line {line})' if (line := match['line']) else ''}": None for match in half_done
                  if match["name"] not in _WRITES_NOTHING}  # fmt: skip
         if not where:
             return []
         names, verb = list(where), "was" if len(where) == 1 else "were"
-        if all(error.ename == "CollectiveMismatch" for error in released.values()):
+        if all(error.ename == "CollectiveMismatch" for error in given_up):
             names, verb = ["the operation"], "was"  # whose lines have just been told
         words = (
             " and ".join(names) if len(names) < 4 else f"{', '.join(names[:3])} and {len(names) - 3} more operations"

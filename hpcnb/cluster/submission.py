@@ -193,7 +193,7 @@ class Submitter:
             if self.is_broken or result.is_uneven:  # else another notebook has built groups again since
                 self._tell(result, await self._recover_from(result))
         elif result.is_broken or result.is_uneven:
-            words = await self._mended_elsewhere(num_rebuilt)
+            words = await self._mended_elsewhere(num_rebuilt, RankSet(result.exits))
             if words is None:
                 self._is_broken = True
                 words = await self._recover_from(result)
@@ -231,7 +231,7 @@ class Submitter:
         """Mend what a cell broke; what was done, in words."""
         num_rebuilt = self.roster.num_rebuilt
         if self.busy & self.alive - result.busy:  # with what another notebook does about it
-            words = await self._mended_elsewhere(num_rebuilt)
+            words = await self._mended_elsewhere(num_rebuilt, RankSet(result.exits))
             if words is not None:
                 return words
         ended = RankSet(result.exits) & self.roster.dead
@@ -251,17 +251,18 @@ class Submitter:
             with self._present.mends():
                 is_done, words = await recovery.mend(self)
         except waiting.TakenElsewhere as error:
-            elsewhere = await self._mended_elsewhere(num_rebuilt)
+            elsewhere = await self._mended_elsewhere(num_rebuilt, RankSet())
             return elsewhere or [f"process groups could not be built again; the next cell begins with it\n{error}"]
         if is_done:
             self._is_broken = False
         return words
 
-    async def _mended_elsewhere(self, num_rebuilt: int) -> list[str] | None:
+    async def _mended_elsewhere(self, num_rebuilt: int, ended: RankSet) -> list[str] | None:
         """Let another notebook build groups again; in words, or None if none does.
 
         Args:
             num_rebuilt: How often others had done so before the cell ended.
+            ended: Ranks whose process ended in the cell.
         """
 
         def has_been() -> bool:
@@ -277,7 +278,7 @@ class Submitter:
             return ["another notebook builds process groups again; waiting for it was interrupted"]
         self._is_broken = False
         return recovery.built(f"by another notebook (generation {self.describe()['generation']})", self.alive,
-                              self.roster.dead)  # fmt: skip
+                              self.roster.dead, ended & self.alive)  # fmt: skip
 
     def _tell(self, result: CellResult, words: list[str]) -> None:
         """What was done, in the result; not that groups were built again to be sure, though nothing seemed wrong."""

@@ -37,7 +37,7 @@ def describe(error: BaseException) -> dict[str, Any]:
         ``ename``, ``evalue``, ``cell`` (label, "" if no cell code was involved), ``line`` (of the innermost cell
         code, 0 if unknown), ``code`` (that line's text), ``traceback`` (text) and ``key``: equal for errors that
         a person would call the same (addresses are left out of it). Of a CollectiveError also ``operation``, as
-        words, and ``waited_s``.
+        words, and ``waited_s``; of a wait that was given up by another error ``operation``.
     """
     summary = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
     _clean(summary)
@@ -49,6 +49,11 @@ def describe(error: BaseException) -> dict[str, Any]:
         evalue = str(error)
     except Exception as problem:  # noqa: BLE001 - a broken __str__ is the user's; the error itself must still be told
         evalue = f"<str() of this {type(error).__name__} raised {type(problem).__name__}>"
+    waited: dict[str, Any] = {}
+    if isinstance(error, CollectiveError):
+        waited = {"operation": error.operation, "waited_s": error.waited_s}
+    elif operation := getattr(error, "given_up", ""):
+        waited = {"operation": operation}
     return {
         "ename": type(error).__name__,
         "evalue": evalue,
@@ -57,7 +62,7 @@ def describe(error: BaseException) -> dict[str, Any]:
         "code": code,
         "traceback": "" if says_all else text,
         "key": _ADDRESS.sub("0x", text),
-        **({"operation": error.operation, "waited_s": error.waited_s} if isinstance(error, CollectiveError) else {}),
+        **waited,
     }
 
 

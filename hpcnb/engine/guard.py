@@ -490,6 +490,7 @@ class Guard:
             return error if error.operation or not self.broken else self.error(operation, waited_s)
         if not isinstance(error, RuntimeError):
             if in_wait:  # what is given up is half done
+                error.given_up = operation  # type: ignore[attr-defined] # for engine/failure.py
                 self.break_groups(f"a wait was given up ({type(error).__name__})")
             return error
         if (_LOST if in_wait else _GLOO).search(str(error)):

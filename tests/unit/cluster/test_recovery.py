@@ -110,6 +110,14 @@ def test_without_ranks_nothing_is_built():
     assert drive(recovery.mend(FakeCluster(alive=()))) == (False, [])
 
 
+def test_names_of_ranks_that_somebody_else_has_replaced_are_not_said_to_be_intact():
+    assert recovery.built("by another notebook", RankSet.all(4), RankSet(), RankSet([2])) == [
+        "process groups built again by another notebook",
+        "rank 2 is a new process; all names on ranks 0,1,3 are intact",
+    ]
+    assert recovery.built("so", RankSet.all(2), RankSet(), RankSet.all(2))[1] == "ranks 0,1 are new processes"
+
+
 def test_groups_that_cannot_be_built():
     is_done, (words,) = drive(recovery.mend(FakeCluster(errors={1: FAILED})))
     assert not is_done

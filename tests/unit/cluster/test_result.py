@@ -188,6 +188,15 @@ def test_who_raised_is_told_first_and_who_waited_for_it_in_one_line():
     ]
 
 
+def test_an_interrupt_of_a_wait_leaves_its_tensors_half_written():
+    pressed = {rank: error("KeyboardInterrupt", "", operation=WAITED) for rank in (0, 1)}
+    assert result(errors=pressed).failure_text().split("\n\n")[-1] == UNDEFINED
+    elsewhere = {0: error("KeyboardInterrupt", "")}
+    assert "undefined" not in result(errors=elsewhere).failure_text()
+    with_released = result(errors={**pressed, 2: released()}).failure_text()
+    assert with_released.count(UNDEFINED) == 1
+
+
 def test_ranks_that_waited_in_different_operations_are_told_apart():
     errors = {0: released(), 1: released(operation="recv #2 (32 B, line 7)", waited_s=2.0), 3: released(waited_s=1.5)}
     assert result(errors=errors, explanations=[REASON]).failure_text().split("\n") == [
