@@ -45,8 +45,9 @@ def main() -> None:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
     )
     from hpcnb.node.agent import Agent
+    from hpcnb.node.host import TemplateProcess
 
-    Agent(spec, folder, to_template, pid, address, board).run()
+    Agent(spec, folder, TemplateProcess(to_template, pid, address, board)).run()
 
 
 if __name__ == "__main__":

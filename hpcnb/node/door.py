@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hpcnb.core import messages as m
+from hpcnb.node.proc import read_proc
 from hpcnb.node.rank_process import RankProcess
 from hpcnb.node.refusals import Refusals
 
@@ -199,8 +200,5 @@ class Door:
 
 def _parent_of(pid: int) -> int:
     """Process id of its parent; 0 if it has ended."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return 0
-    return int(stat.rpartition(b")")[2].split()[1])  # its name, in parentheses, may hold anything
+    status = read_proc(pid, "stat").rpartition(b")")[2].split()  # its name, in parentheses, may hold anything
+    return int(status[1]) if status else 0

@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from hpcnb.node.proc import read_proc
+
 __all__ = ["Memory"]
 
 #: The proportional size is looked up at most so often: the kernel walks all pages of the process for it.
@@ -55,11 +57,8 @@ class Memory:
 
     def note(self, pid: int) -> None:
         """Look up the resident size, which is gone when the process is."""
-        try:
-            _, pages, *_ = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
-        except OSError:
-            return  # it has just ended; the last size is what is told
-        self._resident_mb[pid] = int(pages) * 4096 / 1e6
+        if sizes := read_proc(pid, "statm").split():  # else it has just ended; the last size is what is told
+            self._resident_mb[pid] = int(sizes[1]) * 4096 / 1e6
         if self._clock() - self._looked_s > _KILLS_S:
             self._looked_s = self._clock()
             self._num_kills, self._num_recent = self._num_recent, _num_kills()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from hpcnb.core import units
 from hpcnb.core.board import ANYBODY, Activity, Board, ChannelReader, generation_of, message_key, number_of, stamp
 from hpcnb.core.rank_facts import Inside, Issues, RankFacts
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.spans import RankState
+from hpcnb.node.proc import read_proc
 from hpcnb.node.rank_process import RankProcess
 
 __all__ = ["Observer", "is_stopped", "words_of"]
@@ -128,8 +128,5 @@ def words_of(state: RankState) -> str:
 
 def is_stopped(pid: int) -> bool:
     """Whether somebody has stopped the process (SIGSTOP); false for one that a debugger holds."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False  # it has just ended
-    return status.rpartition(")")[2].split()[0] == "T"
+    status = read_proc(pid, "stat").rpartition(b")")[2].split()  # its name, in parentheses, may hold anything
+    return bool(status) and status[0] == b"T"

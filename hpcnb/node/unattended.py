@@ -51,10 +51,9 @@ class Unattended:
         """A cell begins on these ranks."""
         self._watches[cell] = watch.Watch(ranks, cell, ranks, self._grace_s)
 
-    def keep(self, running: list[int]) -> None:
-        """Forget cells that are over."""
-        for cell in [each for each in self._watches if each not in running]:
-            del self._watches[cell]
+    def forget(self, cell: int) -> None:
+        """A cell is over."""
+        self._watches.pop(cell, None)
 
     def heard(self, message: m.Message) -> None:
         """A rank said something."""

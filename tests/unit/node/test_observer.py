@@ -270,7 +270,7 @@ def test_a_wait_outside_of_cells_is_none_of_ours(node):
 def stat(tmp_path, monkeypatch):
     """/proc/PID/stat of every process."""
     file = tmp_path / "stat"
-    monkeypatch.setattr(observer_module, "Path", lambda _: file)
+    monkeypatch.setattr(observer_module, "read_proc", lambda *_: file.read_bytes() if file.exists() else b"")
     return file
 
 

@@ -101,7 +101,7 @@ def test_without_grace_nobody_is_released():
 
 
 def test_cells_that_are_over_are_forgotten(node):
-    node.unattended.keep([6])
+    node.unattended.forget(5)
     node.reply(1)
     node.look(10.0)
     assert node.ordered == []

@@ -1,0 +1,47 @@
+"""The two sides of an agent, as each knows the other: what is above the ranks, and what is below the notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from hpcnb.core import messages as m
+from hpcnb.node.orders import Order
+from hpcnb.node.relay import CellMessage
+
+__all__ = ["Above", "Below"]
+
+
+class Above(Protocol):
+    """Whom the ranks' side tells what ranks say and do."""
+
+    def tell(self, message: m.Message) -> None:
+        """What a notebook which connects later must hear too."""
+
+    def say(self, message: m.Message) -> None:
+        """What belongs to a cell: kept until a notebook has heard it."""
+
+    def mention(self, message: m.Message) -> None:
+        """What is true at this moment only."""
+
+    def fail(self, reason: str, *, is_over: bool = False) -> None:
+        """Ranks could not be started, or (``is_over``) they ended with what they were started from."""
+
+
+class Below(Protocol):
+    """Whom the notebooks' side orders to do something with ranks."""
+
+    def begin(self, message: CellMessage) -> None:
+        """A cell begins on its ranks."""
+
+    def obey(self, order: Order) -> None:
+        """Carry an order out."""
+
+    def restart(self, message: m.RestartRanks) -> None:
+        """Replace ranks."""
+
+    def status(self, answer: Callable[[list[dict[str, Any]]], None]) -> None:
+        """A row per rank, now or when it is there."""
+
+    def log(self, rank: int, answer: Callable[[str], None]) -> None:
+        """What a rank wrote outside of cells."""
