@@ -245,10 +245,14 @@ class Soak:
 
 
 def usage(pid: int) -> dict[str, float]:
-    """Resident size in MB, descriptors and threads of a process."""
+    """Memory of its own in MB, descriptors and threads of a process.
+
+    Of the resident size the part that no file and no other process has: what agent and ranks share has a fixed size,
+    and counts as resident page by page as it is first written.
+    """
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return {
-        "RSS": int(status["VmRSS"].split()[0]) / 1024,
+        "memory": int(status["RssAnon"].split()[0]) / 1024,
         "descriptors": sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()),
         "threads": int(status["Threads"]),
     }
@@ -271,14 +275,14 @@ class Growth:
         for name, now in after.items():
             for what, number in now.items():
                 earlier = self.before[name][what]
-                unit = " MB" if what == "RSS" else ""
+                unit = " MB" if what == "memory" else ""
                 words = f"{name}: {what} {earlier:.4g} -> {number:.4g}{unit}"
-                bar = 5.0 if what == "RSS" else 0.0 if what == "descriptors" else None
+                bar = 5.0 if what == "memory" else 0.0 if what == "descriptors" else None
                 rows.append(measure.Row(words, "%", [100 * (number - earlier) / earlier], at_most=bar))
         return rows
 
     def words(self) -> str:
-        return ", ".join(f"{name} {each['RSS']:.1f} MB {each['descriptors']} fd" for name, each in self._look().items())
+        return ", ".join(f"{name} {each['memory']:.1f} MB {each['descriptors']} fd" for name, each in self._look().items())
 
 
 def rank_pids(cluster: hpcnb.Cluster) -> dict[str, int]:
