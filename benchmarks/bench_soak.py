@@ -282,7 +282,8 @@ class Growth:
         return rows
 
     def words(self) -> str:
-        return ", ".join(f"{name} {each['memory']:.1f} MB {each['descriptors']} fd" for name, each in self._look().items())
+        look = self._look()
+        return ", ".join(f"{name} {each['memory']:.1f} MB {each['descriptors']} fd" for name, each in look.items())
 
 
 def rank_pids(cluster: hpcnb.Cluster) -> dict[str, int]:
