@@ -151,6 +151,9 @@ class Front:
 
     def mention(self, message: m.Message) -> None:
         """See Above."""
+        if isinstance(message, m.StepProposed):
+            self.below.obey(m.StopAtStep(message.cell, message.step))
+            message = m.BoundaryAsked(message.cell, message.step > 0)
         self._server.send_all(message)
         if isinstance(message, m.Seen):
             self._unattended.heard(message)

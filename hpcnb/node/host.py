@@ -143,8 +143,9 @@ class RankHost:
 
     def _observe(self, now_s: float) -> None:
         """While ranks wait in communication, tell who is where: above it is decided whether that is a hang."""
-        if self._stop.is_open:
-            self._stop.look()
+        cell, step = self._stop.look()
+        if step:
+            self._above.mention(m.StepProposed(cell, step))
         running = self._relay.running
         self._stop.keep(running)
         if not running or now_s < self._observe_due_s:
@@ -342,7 +343,7 @@ class RankHost:
             both = selectors.EVENT_READ | selectors.EVENT_WRITE
             self._selector.watch(cells, lambda process=process, cells=cells: self._hear_rank(process, cells), both)  # type: ignore[misc]
 
-    def obey(self, order: Order) -> None:
+    def obey(self, order: Order | m.StopAtStep) -> None:
         """See Below."""
         if (answer := self._orders.obey(order)) is not None:
             self._above.mention(answer)

@@ -34,7 +34,7 @@ class Below(Protocol):
     def begin(self, message: CellMessage) -> None:
         """A cell begins on its ranks."""
 
-    def obey(self, order: Order) -> None:
+    def obey(self, order: Order | m.StopAtStep) -> None:
         """Carry an order out."""
 
     def restart(self, message: m.RestartRanks) -> None:

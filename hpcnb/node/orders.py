@@ -15,6 +15,7 @@ __all__ = ["Order", "Orders", "interrupt"]
 
 LOG = logging.getLogger(__name__)
 
+#: What notebooks may order.
 Order = m.Interrupt | m.StopAtBoundary | m.Release | m.LookAt | m.Continue | m.EndRanks | m.InputReply
 
 
@@ -44,11 +45,14 @@ class Orders:
         """Those of these ranks that live on this node."""
         return [self._ranks[rank] for rank in ranks if rank in self._ranks and self._ranks[rank].alive]
 
-    def obey(self, order: Order) -> m.Message | None:
+    def obey(self, order: Order | m.StopAtStep) -> m.Message | None:
         """Carry an order out; returns what is to be answered, if anything is."""
+        if isinstance(order, m.StopAtStep):
+            self._stop.choose(order.cell, order.step)
+            return None
         if isinstance(order, m.StopAtBoundary):
             ranks = [process.rank for process in self._chosen(order.ranks) if process.cell == order.cell]
-            return m.BoundaryAsked(order.cell, self._stop.ask(order.cell, ranks))
+            return None if self._stop.ask(order.cell, ranks) else m.StepProposed(order.cell, 0)
         if isinstance(order, m.Interrupt):
             self._stop.withdraw(order.cell)
         chosen = RankSet([order.rank]) if isinstance(order, m.InputReply) else order.ranks

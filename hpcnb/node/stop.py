@@ -1,4 +1,7 @@
-"""Choosing the step at which all ranks of a cell stop: pure but for the board."""
+"""Choosing the step at which all ranks of a cell stop: pure but for the board.
+
+Each node proposes the first step that none of its ranks has passed; the last of these is where all stop.
+"""
 
 from __future__ import annotations
 
@@ -48,12 +51,23 @@ class Stop:
         self._board.ask_stop(cell, StopState.ASKED)
         return True
 
-    def look(self) -> None:
-        """Choose, if it can be told how far all are."""
-        boundary = decide([self._board.activity(rank) for rank in self._ranks])
-        if boundary:
-            self._board.ask_stop(self._cell, StopState.DECIDED, boundary)
-            self._ranks = []
+    def look(self) -> tuple[int, int]:
+        """The cell, and the first step that no rank of this node has passed, if it can be told; else (0, 0).
+
+        Ranks wait before that step, or the one they come to, until :meth:`choose`.
+        """
+        step = decide([self._board.activity(rank) for rank in self._ranks]) if self._ranks else 0
+        if not step:
+            return 0, 0
+        self._ranks = []
+        return self._cell, step
+
+    def choose(self, cell: int, step: int) -> None:
+        """Stop at this step, which no rank of the cluster has passed; 0 to go on."""
+        if step == 0:
+            self.withdraw(cell)
+        elif cell == self._cell:
+            self._board.ask_stop(cell, StopState.DECIDED, step)
 
     def keep(self, running: list[int]) -> None:
         """Withdraw the request if its cell is over."""

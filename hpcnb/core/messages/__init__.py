@@ -1,4 +1,4 @@
-"""What crosses a border: notebook - agent (the link) and agent - rank (local sockets). Both sides.
+"""What crosses a border: notebook - agent and agent - agent (the link), agent - rank (local sockets). Both sides.
 
 All names in one place: ``from hpcnb.core import messages as m``.
 """
@@ -15,6 +15,19 @@ from hpcnb.core.messages.codec import (
     encode,
     frame,
     names_of,
+)
+from hpcnb.core.messages.of_agents import (
+    Alarm,
+    Assignment,
+    Failed,
+    Join,
+    NodeHello,
+    NodeRefused,
+    NodeWelcome,
+    Ping,
+    Pong,
+    StepProposed,
+    StopAtStep,
 )
 from hpcnb.core.messages.of_ranks import (
     CellReply,
@@ -79,8 +92,10 @@ from hpcnb.core.messages.to_notebook import (
 __all__ = [
     "MAX_MESSAGE_BYTES",
     "PROTOCOL",
+    "Alarm",
     "Answer",
     "Ask",
+    "Assignment",
     "BoundaryAsked",
     "CallFunction",
     "CellBegan",
@@ -95,6 +110,7 @@ __all__ = [
     "Display",
     "EndRanks",
     "Explained",
+    "Failed",
     "Farewell",
     "Follow",
     "FrameReader",
@@ -105,13 +121,19 @@ __all__ = [
     "InputRequest",
     "Interrupt",
     "InterruptCell",
+    "Join",
     "ListGroups",
     "LookAt",
     "LookAtRank",
     "Message",
     "MessageError",
+    "NodeHello",
+    "NodeRefused",
+    "NodeWelcome",
     "Notice",
     "Output",
+    "Ping",
+    "Pong",
     "Progress",
     "RankClear",
     "RankDisplay",
@@ -132,7 +154,9 @@ __all__ = [
     "Shutdown",
     "Stage",
     "StartFailed",
+    "StepProposed",
     "StopAtBoundary",
+    "StopAtStep",
     "Text",
     "Welcome",
     "decode",

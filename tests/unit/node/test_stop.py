@@ -77,27 +77,37 @@ class Rank:
             yield
 
 
-@given(st.data(), st.integers(1, 4))
-def test_ranks_stop_at_the_same_boundary_however_they_run(data, num_ranks):
-    board = Board(new_board(num_ranks), 0)
-    ranks = [Rank(board, rank, num_turns=200) for rank in range(num_ranks)]
-    stop = Stop(board)
+@given(st.data(), st.integers(1, 4), st.integers(1, 3))
+def test_ranks_stop_at_the_same_boundary_however_they_run(data, num_ranks, num_nodes):
+    num_nodes = min(num_nodes, num_ranks)
+    boards = [Board(new_board(num_ranks), 0) for _ in range(num_nodes)]
+    ranks = [Rank(boards[rank % num_nodes], rank, num_turns=300) for rank in range(num_ranks)]
+    stops = [Stop(board) for board in boards]
     for rank in ranks:
         next(rank.steps)
     for moved in data.draw(st.lists(st.integers(0, num_ranks - 1), max_size=60)):
         next(ranks[moved].steps)
-    assert stop.ask(CELL, list(range(num_ranks)))
+    for node, stop in enumerate(stops):
+        assert stop.ask(CELL, list(range(node, num_ranks, num_nodes)))
     running, moves = list(ranks), iter(data.draw(st.lists(st.integers(-1, num_ranks - 1), max_size=60)))
+    proposed = {}
     while running:
         move = next(moves, None)
-        if move in (-1, None) and stop.is_open:
-            stop.look()
+        if move in (-1, None) and len(proposed) < num_nodes:
+            node = data.draw(st.integers(0, num_nodes - 1))
+            cell, step = stops[node].look()
+            if step:
+                assert cell == CELL
+                proposed[node] = step
+            if len(proposed) == num_nodes:
+                for stop in stops:
+                    stop.choose(CELL, max(proposed.values()))
         for rank in running if move in (-1, None) else [ranks[move]]:
             if rank in running and next(rank.steps, "done") == "done":
                 running.remove(rank)
     assert len({rank.stopped_at for rank in ranks}) == 1
-    assert ranks[0].stopped_at is not None
-    assert board.stop_asked() == (CELL, StopState.DECIDED, ranks[0].stopped_at)
+    assert ranks[0].stopped_at == max(proposed.values())
+    assert all(board.stop_asked() == (CELL, StopState.DECIDED, ranks[0].stopped_at) for board in boards)
 
 
 # --- the request --------------------------------------------------------------------------------------------
@@ -118,13 +128,17 @@ def test_a_request_is_made_decided_and_withdrawn(board):
     assert stop.is_open
     assert board.stop_asked() == (CELL, StopState.ASKED, 0)
     board.tell_activity(1, state(4, 3))
-    stop.look()
+    assert stop.look() == (0, 0)
     assert stop.is_open
     board.tell_activity(1, state(4, 3, waits=True))
     board.tell_activity(2, state(90, 90))  # it is not asked
-    stop.look()
+    assert stop.look() == (CELL, 4)
     assert not stop.is_open
-    assert board.stop_asked() == (CELL, StopState.DECIDED, 4)
+    assert board.stop_asked() == (CELL, StopState.ASKED, 0)  # another node may have come further
+    stop.choose(CELL + 1, 4)
+    assert board.stop_asked() == (CELL, StopState.ASKED, 0)
+    stop.choose(CELL, 6)
+    assert board.stop_asked() == (CELL, StopState.DECIDED, 6)
     stop.withdraw()
     assert board.stop_asked() == (0, StopState.NONE, 0)
 
