@@ -331,5 +331,5 @@ class CellRun:
 def _exit_of(message: m.RankExited) -> RankExit:
     return RankExit(
         message.status, message.last_lines, message.was_in, message.last_operation, message.memory_mb,
-        message.was_out_of_memory,
+        message.was_out_of_memory, message.how,
     )  # fmt: skip

@@ -76,6 +76,7 @@ class RankExit:
         last_operation: The last one of the cell that was over; "" if none.
         memory_mb: Its last known resident size; 0 if unknown.
         was_out_of_memory: The kernel killed it for want of memory.
+        how: In words, where the status does not tell.
     """
 
     status: int | None
@@ -84,9 +85,10 @@ class RankExit:
     last_operation: str = ""
     memory_mb: float = 0.0
     was_out_of_memory: bool = False
+    how: str = ""
 
     def __str__(self) -> str:
-        return exit_words(self.status, memory_mb=self.memory_mb, was_out_of_memory=self.was_out_of_memory)
+        return exit_words(self.status, memory_mb=self.memory_mb, was_out_of_memory=self.was_out_of_memory, how=self.how)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ _MOST_BYTES = 16 << 20
 _STARTING_S = 120.0
 #: JSON types of the fields of a spec, by their annotation.
 _TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,), "int": (int,), "float": (float, int), "bool": (bool,), "dict[str, str]": (dict,),
+    "str": (str,), "int": (int,), "float": (float, int), "bool": (bool,), "dict[str, str]": (dict,), "list[int]": (list,),
 }  # fmt: skip
 
 

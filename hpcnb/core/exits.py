@@ -7,14 +7,17 @@ import signal
 __all__ = ["exit_words"]
 
 
-def exit_words(status: int | None, *, memory_mb: float = 0.0, was_out_of_memory: bool = False) -> str:
+def exit_words(status: int | None, *, memory_mb: float = 0.0, was_out_of_memory: bool = False, how: str = "") -> str:
     """``was ended by SIGKILL``: what is said of a rank.
 
     Args:
         status: As in ``Popen.returncode``: negative is the signal; None if nobody saw it.
         memory_mb: Its last known resident size.
         was_out_of_memory: The kernel killed it for want of memory.
+        how: In words, where the status does not tell.
     """
+    if how:
+        return how
     if was_out_of_memory:
         return f"was killed: out of memory ({memory_mb:,.0f} MB resident when last seen)"
     if status is None:

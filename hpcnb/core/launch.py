@@ -6,6 +6,7 @@ logs, sockets, the ipyparallel profile and floods of output. It is removed as a 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import json
@@ -14,12 +15,13 @@ import secrets
 import shutil
 import signal
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpcnb.core.watch import GRACE_S
 
-__all__ = ["IDLE_TIMEOUT_S", "STACK_SIGNAL", "AgentSpec", "RunFolder", "agent_environment", "runtime_root"]
+__all__ = ["IDLE_TIMEOUT_S", "SILENCE_S", "STACK_SIGNAL", "AgentSpec", "RunFolder", "Ticket", "agent_environment",
+           "runtime_root"]  # fmt: skip
 
 
 #: Makes a rank write its stack from C, without the interpreter. Users' code and libraries use SIGUSR1, SIGUSR2 and the
@@ -27,6 +29,8 @@ __all__ = ["IDLE_TIMEOUT_S", "STACK_SIGNAL", "AgentSpec", "RunFolder", "agent_en
 STACK_SIGNAL = signal.SIGRTMIN + 9
 #: A cluster ends itself when no notebook has been connected for so long.
 IDLE_TIMEOUT_S = 8 * 3600.0
+#: A node that has not been heard of for so long is given up.
+SILENCE_S = 8.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,14 @@ class AgentSpec:
         owner_pid: The Jupyter server, or whoever started the notebook kernel: when it has ended and no notebook is
             connected, the cluster ends; 0 if there is none.
         started_s: When it was launched, seconds since 1970.
+        layout: Of the head of a cluster of many nodes: how many ranks each node has. Empty: all ranks are here.
+        node: Of a node of such a cluster: its number; -1 for the head, and where there is one node only.
+        address: Of such a cluster: the IP address of the head that nodes reach.
+        nodes_public: CURVE public key of its nodes' agents.
+        nodes_secret: The secret key.
+        uplink: Of a node: zmq endpoint of the head.
+        rendezvous: Of a node: ``host:port`` of the store of the process groups.
+        silence_s: A node that has not been heard of for so long is given up.
     """
 
     cluster_name: str
@@ -81,6 +93,24 @@ class AgentSpec:
     controller_id: str = "hpcnb"
     owner_pid: int = 0
     started_s: float = 0.0
+    layout: list[int] = field(default_factory=list)
+    node: int = -1
+    address: str = ""
+    nodes_public: str = ""
+    nodes_secret: str = ""
+    uplink: str = ""
+    rendezvous: str = ""
+    silence_s: float = SILENCE_S
+
+    @property
+    def is_head(self) -> bool:
+        """Whether ranks are on nodes with agents of their own."""
+        return bool(self.layout) and self.node < 0
+
+    @property
+    def is_node(self) -> bool:
+        """Whether a head is above this agent."""
+        return self.node >= 0
 
     def save(self, path: Path) -> None:
         """Write as JSON, readable by the owner only from its first byte on."""
@@ -92,6 +122,48 @@ class AgentSpec:
     def load(cls, path: Path) -> AgentSpec:
         """Inverse of :meth:`save`."""
         return cls(**json.loads(path.read_text()))
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What a process on a node needs to join a cluster. It holds a key: it travels by stdin or in files of mode 0600.
+
+    Attributes:
+        cluster_name: As the person named it.
+        address: ``host:port`` of the head.
+        server_public: CURVE public key of the head.
+        nodes_public: CURVE public key of the agents of nodes.
+        nodes_secret: Its secret.
+    """
+
+    cluster_name: str
+    address: str
+    server_public: str
+    nodes_public: str
+    nodes_secret: str
+
+    def to_text(self) -> str:
+        """One line of letters, digits, ``-`` and ``_``."""
+        return base64.urlsafe_b64encode(json.dumps(dataclasses.astuple(self)).encode()).decode().rstrip("=")
+
+    @classmethod
+    def of_text(cls, text: str) -> Ticket:
+        """Inverse of :meth:`to_text`.
+
+        Raises:
+            ValueError: It is none.
+        """
+        text = text.strip()
+        try:
+            fields = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+            ticket = cls(*fields)
+        except (ValueError, TypeError) as error:
+            msg = "this is no ticket of a cluster"
+            raise ValueError(msg) from error
+        if not all(isinstance(each, str) for each in dataclasses.astuple(ticket)):
+            msg = "this is no ticket of a cluster"
+            raise ValueError(msg)
+        return ticket
 
 
 def agent_environment(spec: AgentSpec) -> dict[str, str]:

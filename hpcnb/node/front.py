@@ -26,7 +26,7 @@ from hpcnb.node.owner import Owner
 from hpcnb.node.presence import Presence
 from hpcnb.node.refusals import Refusals
 from hpcnb.node.relay import CellMessage
-from hpcnb.node.server import LinkServer
+from hpcnb.node.server import LinkServer, Lock
 from hpcnb.node.unattended import Unattended
 
 __all__ = ["Front"]
@@ -64,7 +64,8 @@ class Front:
         self._refusals = refusals
         self._end = end
         self._clock = clock
-        self._server = LinkServer(spec, refusals)
+        lock = Lock(spec.server_public, spec.server_secret, spec.client_public)
+        self._server = LinkServer(spec.link_address, lock, refusals)
         self._presence = Presence(spec.idle_timeout_s, clock(), is_managed=bool(spec.controller_profile))
         self._owner = Owner(selector, refusals, self._owner_is_gone)
         self._selector = selector
@@ -110,7 +111,7 @@ class Front:
                 cell = getattr(message, "cell", 0)
                 if cell not in self._busy.values():
                     self._refuse(client, type(message), cell, f"{kind}: {error!r}")
-        self._presence.count(len(self._server.notebooks), now_s)
+        self._presence.count(len(self._server.connected), now_s)
         if why := self._presence.over(now_s):
             self._end(why)
 
@@ -126,7 +127,7 @@ class Front:
         self.below.obey(order)
 
     def _is_attended(self, cell: int) -> bool:
-        return self._journal.is_attended(cell, self._server.notebooks)
+        return self._journal.is_attended(cell, self._server.connected)
 
     # --- what comes from below ------------------------------------------------------------------------------
 
@@ -144,7 +145,7 @@ class Front:
     def say(self, message: m.Message) -> None:
         """See Above."""
         packed = m.encode(message)
-        self._journal.add(message, packed, self._server.notebooks)
+        self._journal.add(message, packed, self._server.connected)
         self._server.send_all(packed)
         if isinstance(message, m.Replies | m.CellDone):
             self._answered(message)
@@ -280,8 +281,8 @@ class Front:
             answer(self._describe())
         elif question in ("init cells", "drop init cell"):
             answer(self._init_cells.rows() if question == "init cells" else self._init_cells.drop(argument))
-        elif question == "leave" and client in self._server.notebooks:
-            if (others := len(self._server.notebooks) - 1) == 0:
+        elif question == "leave" and client in self._server.connected:
+            if (others := len(self._server.connected) - 1) == 0:
                 self._end("its last notebook ended")
             answer(others)
         else:
@@ -291,7 +292,7 @@ class Front:
         spec = self._spec
         return {
             "name": spec.cluster_name, "num_ranks": spec.world_size, "mesh": spec.mesh, "started_s": spec.started_s,
-            "host": os.uname().nodename, "pid": os.getpid(), "notebooks": len(self._server.notebooks),
+            "host": os.uname().nodename, "pid": os.getpid(), "notebooks": len(self._server.connected),
             "idle_left_s": self._presence.left_s(self._clock()), "idle_timeout_s": spec.idle_timeout_s,
             "num_ready": len(self._ready), "running": [_named(began) for began in self._journal.running],
             "unseen": [_named(began) for began in self._journal.unseen],

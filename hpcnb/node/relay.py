@@ -12,6 +12,7 @@ from typing import Any
 
 from hpcnb.core import messages as m
 from hpcnb.core.ranks import RankSet
+from hpcnb.node.bars import Bars
 from hpcnb.node.gather import Gather
 from hpcnb.node.rank_process import RankProcess
 
@@ -29,8 +30,6 @@ _REPLIES_S = 0.3
 _ERRORS_S = 0.05
 #: A reply with a larger value goes in a message of its own.
 _LARGE_BYTES = 1 << 20
-#: Bars move so often.
-_PROGRESS_S = 0.1
 #: Output of messages that carry no budget of their own.
 _LINES, _BYTES = 1000, 100_000
 
@@ -45,13 +44,11 @@ class _Cell:
     gather: Gather = field(default_factory=Gather)
     replies: list[Any] = field(default_factory=list)  # not told yet
     replies_due_s: float | None = None
-    positions: dict[tuple[int, str, int], dict[int, tuple[int, float]]] = field(default_factory=dict)
-    unfinished: dict[tuple[int, str, int], set[int]] = field(default_factory=dict)
-    progress_due_s: float | None = None
+    bars: Bars = field(default_factory=Bars)
 
     def dues_s(self) -> list[float]:
         """When something that is held should be sent."""
-        dues = (self.gather.due_s, self.progress_due_s, self.replies_due_s)
+        dues = (self.gather.due_s, self.bars.due_s, self.replies_due_s)
         return [due_s for due_s in dues if due_s is not None]
 
 
@@ -90,7 +87,7 @@ class CellRelay:
         for cell in list(self._cells.values()):
             if cell.gather.due_s is not None and now_s >= cell.gather.due_s:
                 self._flush_output(cell)
-            if cell.progress_due_s is not None and now_s >= cell.progress_due_s:
+            if cell.bars.due_s is not None and now_s >= cell.bars.due_s:
                 self._flush_progress(cell)
             if cell.replies_due_s is not None and now_s >= cell.replies_due_s:
                 self._flush_replies(cell)
@@ -137,7 +134,7 @@ class CellRelay:
         elif cell is None or message.cell != cell.number:
             return  # of a cell that is over on this rank
         elif isinstance(message, m.CellReply):
-            cell.gather.add(process.rank, process.end_cell(), self._clock())
+            cell.gather.add(RankSet([process.rank]), process.end_cell(), self._clock())
             cell.replies.append([getattr(message, name) for name in m.names_of(message)])
             # an error is told soon: others may wait in vain for this rank
             due_s = self._clock() + (_REPLIES_S if message.ok else _ERRORS_S)
@@ -160,17 +157,19 @@ class CellRelay:
         elif isinstance(message, m.InputRequest | m.DebuggerLeft):
             self.show(process, process.read_pipes())
             if process.held() is not None:  # a person reads what led to the question before answering it
-                cell.gather.add(process.rank, process.release(), self._clock())
+                cell.gather.add(RankSet([process.rank]), process.release(), self._clock())
             self._flush_output(cell)
             self._say(message)
         elif isinstance(message, m.RankProgress):
-            self._progressed(cell, process.rank, message)
+            position = {process.rank: (message.position, message.elapsed_s)}
+            key = (message.bar, message.description, message.total)
+            cell.bars.move(key, position, process.rank, finished=message.finished, now_s=self._clock())
 
     def show(self, process: RankProcess, entries: list[tuple[str, str]]) -> None:
         """Output of a rank."""
         shown = process.show(entries)
         if (cell := self._cells.get(process.cell)) is not None:
-            cell.gather.add(process.rank, shown, self._clock())
+            cell.gather.add(RankSet([process.rank]), shown, self._clock())
 
     def lost(self, process: RankProcess) -> int:
         """A rank's process has ended: it will not answer. Its last output is sent; returns the cell it ran."""
@@ -178,7 +177,7 @@ class CellRelay:
         entries = process.end_cell()
         if cell is None:
             return 0
-        cell.gather.add(process.rank, entries, self._clock())
+        cell.gather.add(RankSet([process.rank]), entries, self._clock())
         self._flush_output(cell)
         return cell.number
 
@@ -211,16 +210,6 @@ class CellRelay:
         if entries := cell.gather.take():
             self._say(m.Output(cell.number, entries))
 
-    def _progressed(self, cell: _Cell, rank: int, message: m.RankProgress) -> None:
-        key = (message.bar, message.description, message.total)
-        cell.positions.setdefault(key, {})[rank] = (message.position, message.elapsed_s)
-        unfinished = cell.unfinished.setdefault(key, set())
-        (unfinished.discard if message.finished else unfinished.add)(rank)
-        if cell.progress_due_s is None:
-            cell.progress_due_s = self._clock() + _PROGRESS_S
-
     def _flush_progress(self, cell: _Cell) -> None:
-        cell.progress_due_s = None
-        for key, positions in cell.positions.items():
-            self._say(m.Progress(cell.number, *key, positions, not cell.unfinished.get(key)))
-        cell.positions.clear()
+        for key, positions, finished in cell.bars.take():
+            self._say(m.Progress(cell.number, *key, positions, finished))

@@ -67,7 +67,9 @@ class Unattended:
 
     def exited(self, ended: m.RankExited) -> None:
         """A rank's process has ended."""
-        how = exit_words(ended.status, memory_mb=ended.memory_mb, was_out_of_memory=ended.was_out_of_memory)
+        how = exit_words(
+            ended.status, memory_mb=ended.memory_mb, was_out_of_memory=ended.was_out_of_memory, how=ended.how
+        )
         for cell, each in list(self._watches.items()):
             if ended.rank in each.ranks:
                 self._tell(cell, watch.Exited(ended.rank, self._clock(), how))

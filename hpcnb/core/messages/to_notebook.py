@@ -83,6 +83,7 @@ class RankExited(Message):
     last_operation: str  # the last one of its cell that was over; "" if none
     memory_mb: float  # its last known resident size; 0 if unknown
     was_out_of_memory: bool  # the kernel killed it for want of memory
+    how: str = ""  # in words, where the status does not tell: it was lost with its node
 
 
 @message
