@@ -13,13 +13,15 @@ from hpcnb.cluster import asking, check, leaving, machine, recovery, waiting
 from hpcnb.cluster.cell_run import CellRequest, CellView
 from hpcnb.cluster.inbox import drive, drive_async
 from hpcnb.cluster.launchers import local
+from hpcnb.cluster.launchers import make as make_launcher
+from hpcnb.cluster.launchers.nodes import NodesLaunch
 from hpcnb.cluster.node import Node
 from hpcnb.cluster.result import CellResult
 from hpcnb.cluster.submission import Submitter
 from hpcnb.core import lifecycle, replicas, watch
 from hpcnb.core import messages as m
 from hpcnb.core.errors import CellInterrupted, ClusterStateError, LaunchError, OptionError, TransferError
-from hpcnb.core.launch import IDLE_TIMEOUT_S, AgentSpec, RunFolder
+from hpcnb.core.launch import IDLE_TIMEOUT_S, SILENCE_S, AgentSpec, RunFolder
 from hpcnb.core.mesh import MeshSpec
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.selection import SelectionContext, select
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Cluster", "current", "held", "starting"]
 
-#: Launchers by the word a person types; each file of ``launchers/`` is one.
-LAUNCHERS = ("local",)
 #: Lines and characters of a flood that the notebook shows, over all ranks.
 _LINE_BUDGET, _BYTE_BUDGET = 2400, 200_000
 #: Messages of our own to all ranks are answered at once by idle ranks.
@@ -48,7 +48,7 @@ class Cluster:
 
     Args:
         num_ranks: World size; by default one rank per GPU, else one per core up to 4.
-        launcher: Who starts the node agents; ``local`` is this machine.
+        launcher: Who starts the node agents; ``local`` is this machine, ``ssh`` hosts.
         mesh: Axis names and sizes, ``dp=2,tp=2``; by default one axis ``dp`` over all ranks.
         name: What the cluster is called.
         idle_timeout_s: The cluster ends itself this long after the last notebook has gone; 0 ends it at once.
@@ -59,6 +59,8 @@ class Cluster:
         record: Whether the recorder is on from the start.
         grace_s: Ranks that wait for others that will not come are released after so long; None for never.
         auto_restart: Replace ranks whose process ended when their cell is over.
+        silence_s: A node that has not been heard of for so long is given up.
+        launcher_options: Of the launcher, for example ``hosts="n1,n2"``; see its file in ``cluster/launchers``.
 
     Raises:
         MeshError: The mesh does not fit the number of ranks.
@@ -81,13 +83,17 @@ class Cluster:
         record: bool = True,
         grace_s: float | None = watch.GRACE_S,
         auto_restart: bool = False,
+        silence_s: float = SILENCE_S,
+        **launcher_options: Any,
     ) -> None:
         machine.check_platform()
-        if launcher not in LAUNCHERS:
-            msg = f"no launcher {launcher!r}; there are {', '.join(LAUNCHERS)}"
-            raise OptionError(msg)
-        if num_ranks is None:
-            num_ranks = MeshSpec.parse(mesh).num_ranks if mesh is not None else machine.default_num_ranks()
+        if num_ranks is None and mesh is not None:
+            num_ranks = MeshSpec.parse(mesh).num_ranks
+        self._launcher = make_launcher(launcher, num_ranks, launcher_options)
+        if self._launcher is not None:
+            num_ranks = sum(self._launcher.layout)
+        elif num_ranks is None:
+            num_ranks = machine.default_num_ranks()
         if not isinstance(num_ranks, int) or isinstance(num_ranks, bool) or num_ranks < 1:
             msg = f"a cluster has at least 1 rank, not {num_ranks!r}; for example hpcnb.Cluster(4)"
             raise OptionError(msg)
@@ -98,7 +104,9 @@ class Cluster:
         self.name = name
         self.launcher = launcher
         self._idle_timeout_s = idle_timeout_s
-        self._threads_per_rank = threads_per_rank or machine.threads_per_rank(num_ranks)
+        most_on_a_node = num_ranks if self._launcher is None else max(self._launcher.layout)
+        self._threads_per_rank = threads_per_rank or machine.threads_per_rank(most_on_a_node)
+        self._silence_s = silence_s
         self._environment = dict(environment or {})
         self._python = python
         self._start_timeout_s = start_timeout_s
@@ -166,8 +174,14 @@ class Cluster:
 
         try:
             self._node = self._launch()
+            launch = None if self._launcher is None else NodesLaunch(self._launcher, self._node.spec)
             self._state = waiting.await_ready(
-                self._node, self._submitter.inbox, self._state, timeout_s=self._start_timeout_s, on_stage=tell
+                self._node,
+                self._submitter.inbox,
+                self._state,
+                timeout_s=self._start_timeout_s,
+                on_stage=tell,
+                launch=launch,
             )
         except BaseException:
             self.stop()
@@ -231,10 +245,20 @@ class Cluster:
         spec = local.new_spec(
             folder, self.mesh, cluster_name=self.name, threads_per_rank=self._threads_per_rank,
             idle_timeout_s=self._idle_timeout_s, environment=self._environment, record=self._record,
-            grace_s=self._submitter.grace_s,
+            grace_s=self._submitter.grace_s, silence_s=self._silence_s, **self._of_nodes(),
         )  # fmt: skip
         spec.save(folder.spec)
         return Node.launch(spec, folder, python=self._python, on_message=self._on_message)
+
+    def _of_nodes(self) -> dict[str, Any]:
+        """What a spec has of a cluster of many nodes."""
+        if self._launcher is None:
+            return {}
+        public, secret = local.new_keys()
+        return {
+            "layout": self._launcher.layout, "address": self._launcher.address, "is_local": False,
+            "nodes_public": public, "nodes_secret": secret,
+        }  # fmt: skip
 
     def _reset(self) -> None:
         self._state = lifecycle.Lifecycle(self.world_size)

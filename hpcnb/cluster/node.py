@@ -67,6 +67,7 @@ class Node:
         on_message: Callable[[m.Message], None],
         role: str = "notebook",
     ) -> None:
+        self.spec = spec
         self.folder = folder
         self._on_message = on_message
         self._answers: dict[int, queue.SimpleQueue[Any]] = {}

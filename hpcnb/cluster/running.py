@@ -34,7 +34,8 @@ _MOST_BYTES = 16 << 20
 _STARTING_S = 120.0
 #: JSON types of the fields of a spec, by their annotation.
 _TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,), "int": (int,), "float": (float, int), "bool": (bool,), "dict[str, str]": (dict,), "list[int]": (list,),
+    "str": (str,), "int": (int,), "float": (float, int), "bool": (bool,),
+    "dict[str, str]": (dict,), "list[int]": (list,),
 }  # fmt: skip
 
 
@@ -67,10 +68,7 @@ class RunningAgent:
 
     def log_lines(self, count: int = 15) -> tuple[str, ...]:
         """The last lines of its log; nothing once the folder is gone."""
-        try:
-            return tuple(self.folder.agent_log.read_text(errors="replace").splitlines()[-count:])
-        except FileNotFoundError:
-            return ()
+        return tuple(self.folder.log_lines(count))
 
     def wait(self, timeout_s: float) -> bool:
         """Whether it ended in time."""

@@ -19,6 +19,7 @@ from hpcnb.core.ranks import RankSet
 
 if TYPE_CHECKING:
     from hpcnb.cluster.cell_run import CellRun, CellView
+    from hpcnb.cluster.launchers.nodes import NodesLaunch
     from hpcnb.cluster.node import Node
 
 __all__ = [
@@ -92,7 +93,13 @@ class Command:
 
 
 def await_ready(
-    node: Node, inbox: Inbox, state: lifecycle.Lifecycle, *, timeout_s: float, on_stage: Callable[[str], None]
+    node: Node,
+    inbox: Inbox,
+    state: lifecycle.Lifecycle,
+    *,
+    timeout_s: float,
+    on_stage: Callable[[str], None],
+    launch: NodesLaunch | None = None,
 ) -> lifecycle.Lifecycle:
     """Wait until all ranks run cells.
 
@@ -102,15 +109,36 @@ def await_ready(
         state: Of a cluster that starts.
         timeout_s: The start fails after so long.
         on_stage: Called with words whenever a stage is done.
+        launch: Of the nodes, where there are many.
 
     Raises:
         LaunchError: A stage failed; the text has the last lines of the log.
         VersionMismatch: Ranks run another version of hpcnb or Python.
     """
     deadline_s = time.monotonic() + timeout_s
+    try:
+        return _await_ready(node, inbox, state, deadline_s, timeout_s, on_stage, launch)
+    finally:
+        if launch is not None:
+            launch.cancel()
+
+
+def _await_ready(
+    node: Node,
+    inbox: Inbox,
+    state: lifecycle.Lifecycle,
+    deadline_s: float,
+    timeout_s: float,
+    on_stage: Callable[[str], None],
+    launch: NodesLaunch | None,
+) -> lifecycle.Lifecycle:
     while state.phase == "starting":
         message = inbox.take(_TICK_S)
         events = [] if message is None else _lifecycle_events(message)
+        if isinstance(message, m.Listening) and launch is not None:
+            launch.listening(message.address)
+        if launch is not None and (problem := launch.look()) is not None:
+            events.append(lifecycle.StartFailure(problem.reason, problem.lines, problem.version_mismatch))
         if message is None:
             if (status := node.agent.ended()) is not None:
                 events = [lifecycle.AgentEnded(f"the node agent ended with status {status}", node.agent.log_lines())]
@@ -165,6 +193,8 @@ def _lifecycle_events(message: m.Message | watch.Event) -> list[lifecycle.Event]
             event = lifecycle.Refusal(message.reason)
         case m.Stage():
             event = lifecycle.StageEnded(message.name, (message.end_ns - message.start_ns) / 1e6)
+        case m.NodeJoined():
+            event = lifecycle.NodeIsHere(message.node, message.host)
         case m.RankReady():
             event = lifecycle.RankIsReady(message.rank)
         case m.RankExited():

@@ -184,10 +184,10 @@ def agent_environment(spec: AgentSpec) -> dict[str, str]:
     }
 
 
-def runtime_root() -> Path:
-    """The folder, private to this user, that holds one folder per running cluster."""
+def runtime_root(kind: str = "") -> Path:
+    """The folder, private to this user, that holds one folder per running cluster; or per node, for ``nodes``."""
     base = os.environ.get("HPCNB_RUNTIME_DIR") or os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    return Path(base) / f"hpcnb-{os.getuid()}"
+    return Path(base) / (f"hpcnb-{os.getuid()}-{kind}" if kind else f"hpcnb-{os.getuid()}")
 
 
 #: The kernel's limit on the path of a unix socket.
@@ -201,14 +201,14 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, cluster_name: str) -> RunFolder:
-        """Make a new, private folder.
+    def create(cls, cluster_name: str, root: Path | None = None) -> RunFolder:
+        """Make a new, private folder, in ``root`` or :func:`runtime_root`.
 
         Raises:
             PermissionError: The parent folder belongs to someone else or is open to others.
             ValueError: The path is too long for a unix socket.
         """
-        root = runtime_root()
+        root = root or runtime_root()
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = root.lstat()
         if status.st_uid != os.getuid() or status.st_mode & 0o077:
@@ -251,6 +251,18 @@ class RunFolder:
     def agent_log(self) -> Path:
         """What the agent, the template and the controller wrote."""
         return self.path / "agent.log"
+
+    def log_lines(self, count: int = 15) -> list[str]:
+        """The last lines of it; none once the folder is gone."""
+        try:
+            return self.agent_log.read_text(errors="replace").splitlines()[-count:]
+        except FileNotFoundError:
+            return []
+
+    @property
+    def joined(self) -> Path:
+        """Is there when the agent of a node belongs to its cluster."""
+        return self.path / "joined"
 
     @property
     def agent_socket(self) -> Path:

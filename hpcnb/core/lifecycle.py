@@ -15,6 +15,7 @@ __all__ = [
     "Fail",
     "Lifecycle",
     "Linked",
+    "NodeIsHere",
     "RankEnded",
     "RankIsReady",
     "Ready",
@@ -47,6 +48,14 @@ class StageEnded:
 
 
 @dataclass(frozen=True)
+class NodeIsHere:
+    """The agent of a node has joined."""
+
+    node: int
+    host: str
+
+
+@dataclass(frozen=True)
 class RankIsReady:
     """A rank runs cells."""
 
@@ -64,10 +73,11 @@ class RankEnded:
 
 @dataclass(frozen=True)
 class StartFailure:
-    """An agent could not start its ranks."""
+    """An agent could not start its ranks, or could not be started."""
 
     reason: str
     log_lines: tuple[str, ...] = ()
+    version_mismatch: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,7 @@ class Deadline:
     timeout_s: float
 
 
-Event = Linked | Refusal | StageEnded | RankIsReady | RankEnded | StartFailure | AgentEnded | Deadline
+Event = NodeIsHere | Linked | Refusal | StageEnded | RankIsReady | RankEnded | StartFailure | AgentEnded | Deadline
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,7 @@ class Lifecycle:
         ended: Ranks whose process ended.
         linked: Whether the agent has answered.
         stages: Names of the stages that are done, in order.
+        nodes: Numbers of the nodes that have joined, where there are several.
     """
 
     world_size: int
@@ -130,9 +141,10 @@ class Lifecycle:
     ended: RankSet = field(default_factory=RankSet)
     linked: bool = False
     stages: tuple[str, ...] = ()
+    nodes: RankSet = field(default_factory=RankSet)
 
 
-def advance(state: Lifecycle, event: Event) -> tuple[Lifecycle, list[Action]]:
+def advance(state: Lifecycle, event: Event) -> tuple[Lifecycle, list[Action]]:  # noqa: PLR0911 - one per event
     """The state after ``event``, and what is to be done about it."""
     if isinstance(event, RankEnded):
         rank = RankSet([event.rank])
@@ -144,6 +156,9 @@ def advance(state: Lifecycle, event: Event) -> tuple[Lifecycle, list[Action]]:
     if isinstance(event, StageEnded):
         state = replace(state, stages=(*state.stages, event.name))
         return state, [Tell(f"{event.name} {event.duration_ms / 1000:.1f} s")]
+    if isinstance(event, NodeIsHere):
+        state = replace(state, nodes=state.nodes | RankSet([event.node]))
+        return state, [Tell(f"node {event.host} joined, {len(state.nodes)} so far")]
     if isinstance(event, RankIsReady):
         state = replace(state, ready=state.ready | RankSet([event.rank]))
         if len(state.ready) == state.world_size:
@@ -159,7 +174,7 @@ def _failure(state: Lifecycle, event: Event) -> Fail:
         how = f"signal {-event.status}" if event.status < 0 else f"status {event.status}"
         return Fail(_with_log(f"rank {event.rank} ended with {how} before it was ready", event.last_lines))
     if isinstance(event, StartFailure):
-        return Fail(_with_log(event.reason, event.log_lines))
+        return Fail(_with_log(event.reason, event.log_lines), event.version_mismatch)
     if isinstance(event, AgentEnded):
         for line in event.log_lines:
             if line.startswith("VERSION "):

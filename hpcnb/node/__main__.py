@@ -15,6 +15,7 @@ from pathlib import Path
 from hpcnb.core.board import new_board
 from hpcnb.core.launch import AgentSpec, RunFolder
 from hpcnb.core.version import __version__
+from hpcnb.node.template_process import TemplateProcess
 
 
 def main() -> None:
@@ -28,8 +29,23 @@ def main() -> None:
             f"VERSION the notebook runs hpcnb {spec.hpcnb_version} on Python {spec.python_version}, this node runs "
             f"hpcnb {__version__} on Python {python} ({sys.executable})"
         )
-    rendezvous = socket.create_server(("127.0.0.1", 0), backlog=4096)
-    address = rendezvous.getsockname()[:2]
+    template = None if spec.is_head else _fork_template(spec, folder)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
+    )
+    from hpcnb.node.agent import Agent
+
+    Agent(spec, folder, template).run()
+
+
+def _fork_template(spec: AgentSpec, folder: RunFolder) -> TemplateProcess:
+    listener = None
+    if spec.rendezvous:
+        host, _, port = spec.rendezvous.rpartition(":")
+        address = host, int(port)
+    else:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        address = listener.getsockname()[:2]
     board = new_board(spec.num_ranks)
     to_template, to_agent = socket.socketpair()
     pid = os.fork()
@@ -37,17 +53,12 @@ def main() -> None:
         to_template.close()
         from hpcnb.node.template import run_template
 
-        run_template(to_agent, rendezvous, spec, folder, board)
+        run_template(to_agent, listener, spec, folder, board)
         os._exit(1)
     to_agent.close()
-    rendezvous.close()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
-    )
-    from hpcnb.node.agent import Agent
-    from hpcnb.node.host import TemplateProcess
-
-    Agent(spec, folder, TemplateProcess(to_template, pid, address, board)).run()
+    if listener is not None:
+        listener.close()
+    return TemplateProcess(to_template, pid, address, board)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The node agent: one thread, one selector, from the launch to the last process of its node.
 
-It does not import torch and never waits for a rank. Its two sides are the front, which notebooks talk to, and the
-host, which holds the ranks of the node.
+It does not import torch and never waits for a rank. It has two sides: above the front, which notebooks talk to, or the
+link to the head of the cluster; below the host, which holds the ranks of the node, or the branches, which are the
+agents of other nodes.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from hpcnb.core import alive
 from hpcnb.core import messages as m
 from hpcnb.core.launch import AgentSpec, RunFolder
 from hpcnb.node import controller
+from hpcnb.node.branches import Branches
 from hpcnb.node.front import Front
-from hpcnb.node.host import RankHost, TemplateProcess
+from hpcnb.node.host import RankHost
+from hpcnb.node.levels import Side
 from hpcnb.node.refusals import Refusals
+from hpcnb.node.template_process import TemplateProcess
+from hpcnb.node.uplink import Uplink
 
 __all__ = ["Agent"]
 
@@ -39,7 +44,7 @@ class Agent:
     Args:
         spec: What was launched.
         folder: Of the cluster.
-        template: What ranks are forked from.
+        template: What ranks are forked from; None for the head of a cluster of many nodes, which has none.
         clock: Monotonic seconds.
     """
 
@@ -47,7 +52,7 @@ class Agent:
         self,
         spec: AgentSpec,
         folder: RunFolder,
-        template: TemplateProcess,
+        template: TemplateProcess | None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -57,15 +62,25 @@ class Agent:
         self._lock = alive.hold(folder)  # after the template was forked: no child has it
         self._selector = selectors.DefaultSelector()
         self._refusals = Refusals(LOG, clock)
-        self._front = Front(spec, folder, selector=self, refusals=self._refusals, end=self._end, clock=clock)
-        self._host = RankHost(
-            spec, folder, template, above=self._front, selector=self, refusals=self._refusals, clock=clock
-        )
-        self._front.below = self._host
         self._ending: str | None = None
         self._controller: subprocess.Popen[bytes] | None = None
         self._controller_started_ns = 0
-        self._parent = os.pidfd_open(os.getppid())
+        refusals = self._refusals
+        self._front: Front | None = None
+        if spec.is_node:
+            above: Front | Uplink = Uplink(spec, folder, selector=self, end=self._end, clock=clock)
+        else:
+            above = self._front = Front(spec, folder, selector=self, refusals=refusals, end=self._end, clock=clock)
+        if template is None:
+            below: Branches | RankHost = Branches(
+                spec, folder, above=above, selector=self, refusals=refusals, clock=clock
+            )  # fmt: skip
+        else:
+            below = RankHost(spec, folder, template, above=above, selector=self, refusals=refusals, clock=clock)
+        above.below = below
+        self._sides: tuple[Side, Side] = (above, below)
+        # who launched a node has done its part when the node has joined
+        self._parent = -1 if spec.is_node else os.pidfd_open(os.getppid())
 
     def run(self) -> None:
         """Serve until the cluster ends, then leave nothing behind."""
@@ -73,12 +88,13 @@ class Agent:
         signal.signal(signal.SIGTERM, lambda *_: self._end("the agent was told to end (SIGTERM)"))
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
-            if not self._spec.controller_profile:
+            if self._front is not None and not self._spec.controller_profile:
                 self._controller_started_ns = time.perf_counter_ns()
-                self._controller = controller.start(self._folder)
-            self.watch(self._parent, self._parent_gone)
-            self._front.start()
-            self._host.start()
+                self._controller = controller.start(self._folder, self._spec.address)
+            if self._parent >= 0:
+                self.watch(self._parent, self._parent_gone)
+            for side in self._sides:
+                side.start()
             while self._ending is None:
                 self._turn()
         except Exception:
@@ -88,19 +104,19 @@ class Agent:
             self._finish()
 
     def _turn(self) -> None:
-        timeout_s = 0.0 if self._front.has_input else self._timeout_s()
+        timeout_s = 0.0 if any(side.has_input for side in self._sides) else self._timeout_s()
         for key, _ in self._selector.select(timeout_s):
             key.data()
         now_s = self._clock()
-        self._front.turn(now_s)
-        self._host.tick(now_s)
+        for side in self._sides:
+            side.turn(now_s)
         self._refusals.tick()
         self._check_controller()
 
     def _timeout_s(self) -> float:
         now_s = self._clock()
         idle_s = _STARTING_S if self._controller_started_ns else _IDLE_S
-        return max(0.0, min(now_s + idle_s, self._host.due_s) - now_s)
+        return max(0.0, min(now_s + idle_s, *(side.due_s for side in self._sides)) - now_s)
 
     def watch(self, descriptor: int, call: Callable[[], None], events: int = selectors.EVENT_READ) -> None:
         """See Watching."""
@@ -120,11 +136,11 @@ class Agent:
 
     def _parent_gone(self) -> None:
         self.unwatch(self._parent)
-        if not self._front.is_claimed:
+        if self._front is not None and not self._front.is_claimed:
             self._end("who launched the cluster ended, and no notebook is connected")
 
     def _check_controller(self) -> None:
-        if self._controller is None or not self._controller_started_ns:
+        if self._controller is None or not self._controller_started_ns or self._front is None:
             return
         if self._folder.connection_file("engine").exists():
             self._front.tell(m.Stage("controller", self._controller_started_ns, time.perf_counter_ns()))
@@ -138,7 +154,8 @@ class Agent:
         reason = self._ending or ""
         LOG.info("ending: %s", reason)
         self._refusals.flush()
-        self._host.finish(reason)
+        above, below = self._sides
+        below.finish(reason)
         controller.stop(self._controller, _GRACE_S)
         self._folder.remove()
-        self._front.close(reason)
+        above.finish(reason)

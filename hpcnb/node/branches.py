@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,13 +16,15 @@ from typing import Any
 
 from hpcnb.core import messages as m
 from hpcnb.core.launch import AgentSpec, RunFolder
+from hpcnb.core.rank_facts import RankFacts
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.version import __version__
+from hpcnb.node import store
 from hpcnb.node.door import Watching
-from hpcnb.node.gathered import Question
 from hpcnb.node.levels import Above
 from hpcnb.node.merge import Merge
 from hpcnb.node.orders import Order
+from hpcnb.node.question import Question
 from hpcnb.node.refusals import Refusals
 from hpcnb.node.relay import CellMessage
 from hpcnb.node.server import LinkServer, Lock
@@ -54,7 +56,7 @@ class _Branch:
     pids: dict[int, int] = field(default_factory=dict)  # processes of ranks that live
     facts: dict[int, Any] = field(default_factory=dict)
     facts_s: float = float("-inf")
-    last: dict[int, Any] = field(default_factory=dict)
+    last: dict[int, str] = field(default_factory=dict)  # what each rank waited in when it was last heard of
     ended: bool = False  # it said so
 
     @property
@@ -69,7 +71,6 @@ class Branches:
     Args:
         spec: Of the head.
         folder: Of the cluster.
-        rendezvous: ``host:port`` of the store of the process groups.
         above: Whom to tell.
         selector: The agent's.
         refusals: Counts who and what is not let in.
@@ -80,7 +81,6 @@ class Branches:
         self,
         spec: AgentSpec,
         folder: RunFolder,
-        rendezvous: str,
         *,
         above: Above,
         selector: Watching,
@@ -89,7 +89,9 @@ class Branches:
     ) -> None:
         self._spec = spec
         self._folder = folder
-        self._rendezvous = rendezvous
+        listener = socket.create_server((spec.address, 0), backlog=4096)
+        self._rendezvous = f"{spec.address}:{listener.getsockname()[1]}"
+        self._store = store.start(listener)
         self._above = above
         self._selector = selector
         self._refusals = refusals
@@ -186,14 +188,15 @@ class Branches:
             if not self._server.has_input():
                 time.sleep(0.005)
             for client, message in self._server.receive():
-                branch = self._of(client)
-                if branch is not None and isinstance(message, m.Farewell):
-                    branch.ended = True
+                if isinstance(message, m.Farewell) and (teller := self._of(client)) is not None:
+                    teller.ended = True
             for branch in self._branches:
                 branch.ended |= branch.is_here and branch.client not in self._server.connected
         if silent := [each.host for each in self._branches if each.is_here and not each.ended]:
             LOG.warning("nodes that did not say that they ended: %s", ", ".join(silent))
         self._server.close()
+        self._store.kill()
+        self._store.wait()
 
     # --- nodes ----------------------------------------------------------------------------------------------
 
@@ -238,7 +241,7 @@ class Branches:
         spec = dataclasses.replace(
             self._spec, first_rank=branch.ranks.first(), num_ranks=len(branch.ranks), node=join.node, is_local=False,
             link_address="", server_secret="", client_secret="", client_public="", owner_pid=0,
-            uplink=self._server.address, rendezvous=self._rendezvous,
+            uplink=self.address, rendezvous=self._rendezvous,
         )  # fmt: skip
         file = self._folder.connection_file("engine")
         files = {str(file.relative_to(self._folder.path)): file.read_bytes()}
@@ -266,7 +269,7 @@ class Branches:
         branch.client = b""
         for rank, pid in sorted(branch.pids.items()):
             self._above.tell(
-                m.RankExited(rank, pid, -9, [], False, branch.last.get(rank, ""), "", 0.0, False, f"was lost: {why}")  # noqa: FBT003
+                m.RankExited(rank, pid, -9, [], False, branch.last.get(rank, ""), "", 0.0, False, f"was lost: {why}")
             )
         branch.pids.clear()
         branch.facts, branch.last = {}, {}
@@ -333,7 +336,8 @@ class Branches:
         now_s = self._clock()
         branch.facts, branch.facts_s = message.ranks, now_s
         for rank, packed in message.ranks.items():
-            branch.last[rank] = m.waits_in(packed)
+            inside = RankFacts.unpack(packed).inside
+            branch.last[rank] = "" if inside is None else inside.what
         known: dict[int, Any] = {}
         for each in self._branches:
             if now_s - each.facts_s < _ALARM_S:
@@ -404,7 +408,7 @@ class Branches:
         """See Below; of a node that does not answer in time its ranks are told to be silent."""
 
         def whole(rows: dict[int, Any]) -> None:
-            together = []
+            together: list[dict[str, Any]] = []
             for branch in self._branches:
                 theirs = rows.get(branch.node)
                 state = "silent" if branch.is_here else "dead"
@@ -417,9 +421,7 @@ class Branches:
         """See Below."""
         self._ask("logs", rank, self._with(RankSet([rank])), lambda texts: answer(next(iter(texts.values()), "") or ""))
 
-    def _ask(
-        self, question: str, argument: int, nodes: list[_Branch], whole: Callable[[dict[int, Any]], None]
-    ) -> None:
+    def _ask(self, question: str, argument: int, nodes: list[_Branch], whole: Callable[[dict[int, Any]], None]) -> None:
         asked = Question({branch.node for branch in nodes}, whole, self._clock())
         if not nodes:
             asked.give_up()

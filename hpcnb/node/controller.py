@@ -29,13 +29,19 @@ _LOGGING = {
 }
 
 
-def start(folder: RunFolder) -> subprocess.Popen[bytes]:
-    """Start the controller; its connection files appear in the profile of ``folder`` half a second later."""
+def start(folder: RunFolder, address: str = "") -> subprocess.Popen[bytes]:
+    """Start the controller; its connection files appear in the profile of ``folder`` half a second later.
+
+    Args:
+        folder: Of the cluster.
+        address: IP address that engines on other nodes reach, with CURVE; by default there are none.
+    """
     return subprocess.Popen(
         [
             sys.executable, "-m", "ipyparallel.controller",
             f"--profile-dir={folder.profile}",
             "--cluster-id=hpcnb",
+            *([f"--ip={address}", f"--location={address}", "--IPController.enable_curve=True"] if address else []),
             # schedulers as threads: 2 processes instead of 9
             "--IPController.use_threads=True",
             # a registration completes on a heartbeat: 3 s by default, and every engine is asked so often

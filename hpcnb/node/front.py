@@ -115,7 +115,12 @@ class Front:
         if why := self._presence.over(now_s):
             self._end(why)
 
-    def close(self, reason: str) -> None:
+    @property
+    def due_s(self) -> float:
+        """See Side."""
+        return float("inf")
+
+    def finish(self, reason: str) -> None:
         """Say that the cluster has ended, and hear nobody any more."""
         self._server.send_all(m.Farewell(reason))
         self._server.close()
@@ -162,10 +167,9 @@ class Front:
             facts = {rank: RankFacts.unpack(packed) for rank, packed in message.ranks.items()}
             self._unattended.looked(message.cell, facts)
 
-    def fail(self, reason: str, *, is_over: bool = False) -> None:
+    def fail(self, reason: str, *, lines: list[str] | None = None, is_over: bool = False) -> None:
         """See Above."""
-        lines = self._folder.agent_log.read_text(errors="replace").splitlines()[-15:]
-        self.tell(m.StartFailed(reason, lines))
+        self.tell(m.StartFailed(reason, self._folder.log_lines() if lines is None else lines))
         if is_over and self._presence.claimed:  # else the notebook hears of it when it connects, and ends us
             self._end(f"{reason}, and the ranks with it")
 

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
-import mmap
 import os
 import select
 import selectors
 import signal
-import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from hpcnb.core import messages as m
@@ -30,8 +27,9 @@ from hpcnb.node.rank_process import RankProcess
 from hpcnb.node.refusals import Refusals
 from hpcnb.node.relay import CellMessage, CellRelay, RankMessage
 from hpcnb.node.stop import Stop
+from hpcnb.node.template_process import TemplateProcess
 
-__all__ = ["RankHost", "TemplateProcess"]
+__all__ = ["RankHost"]
 
 LOG = logging.getLogger(__name__)
 #: A rank that was asked to end gets so long before it is killed.
@@ -45,23 +43,6 @@ _ALARM_S = 2.0
 _NOTE_S = 0.5
 #: While ranks are asked to stop at a step, how far they are is looked at so often.
 _STOP_S = 0.001
-
-
-@dataclass(frozen=True)
-class TemplateProcess:
-    """What ranks are forked from, as the agent holds it.
-
-    Attributes:
-        connection: Socket to the process.
-        pid: Its number.
-        rendezvous: Address of the store that it will serve.
-        board: Memory that it shares with its ranks.
-    """
-
-    connection: socket.socket
-    pid: int
-    rendezvous: tuple[str, int]
-    board: mmap.mmap
 
 
 class RankHost:
@@ -122,17 +103,27 @@ class RankHost:
         """Let ranks in from now on; they are forked when the template has imported what they need."""
         self._door.open()
         self._selector.watch(self._template.fileno(), self._hear_template)
-        self._request(role="store")
+        if not self._spec.rendezvous:
+            self._request(role="store")
 
     @property
     def due_s(self) -> float:
-        """When :meth:`tick` has something to do; infinite if nothing is open."""
+        """When :meth:`turn` has something to do; infinite if nothing is open."""
         due_s = self._looks.due_s
         if self._relay.due_s is not None:
             due_s = min(due_s, self._relay.due_s, self._observe_due_s)
         return min(due_s, self._clock() + _STOP_S) if self._stop.is_open else due_s
 
-    def tick(self, now_s: float) -> None:
+    @property
+    def has_input(self) -> bool:
+        """See Side."""
+        return False
+
+    def alarm(self, seconds: float) -> None:
+        """Somewhere ranks wait, or one has failed: tell where those of this node are, for so long."""
+        self._alarmed_until_s = self._clock() + seconds
+
+    def turn(self, now_s: float) -> None:
         """Send what has been held long enough, and look at ranks."""
         self._relay.tick(now_s)
         self._observe(now_s)
@@ -286,7 +277,7 @@ class RankHost:
             self._looks.seen(message)
         elif isinstance(message, RankMessage):
             if isinstance(message, m.CellReply) and not message.ok:
-                self._alarmed_until_s = self._clock() + _ALARM_S  # others may wait for it already
+                self.alarm(_ALARM_S)  # others may wait for it already
             self._relay.hear(process, message)
         else:
             self._refusals.note(f"rank {process.rank}", "sends what no rank says", type(message).__name__)

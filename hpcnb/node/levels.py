@@ -9,7 +9,28 @@ from hpcnb.core import messages as m
 from hpcnb.node.orders import Order
 from hpcnb.node.relay import CellMessage
 
-__all__ = ["Above", "Below"]
+__all__ = ["Above", "Below", "Side"]
+
+
+class Side(Protocol):
+    """One of the two, as the agent's loop knows it."""
+
+    def start(self) -> None:
+        """Begin; called once, before the first turn."""
+
+    @property
+    def has_input(self) -> bool:
+        """Whether something has arrived that no descriptor tells of; ask before blocking on descriptors."""
+
+    @property
+    def due_s(self) -> float:
+        """When a turn is needed though nothing arrives; infinite if it is not."""
+
+    def turn(self, now_s: float) -> None:
+        """Take what has arrived, and do what is due."""
+
+    def finish(self, reason: str) -> None:
+        """End everything that belongs to it."""
 
 
 class Above(Protocol):
@@ -24,8 +45,14 @@ class Above(Protocol):
     def mention(self, message: m.Message) -> None:
         """What is true at this moment only."""
 
-    def fail(self, reason: str, *, is_over: bool = False) -> None:
-        """Ranks could not be started, or (``is_over``) they ended with what they were started from."""
+    def fail(self, reason: str, *, lines: list[str] | None = None, is_over: bool = False) -> None:
+        """Ranks could not be started, or (``is_over``) they ended with what they were started from.
+
+        Args:
+            reason: Why, in words.
+            lines: The last ones of a log; by default of the agent's own.
+            is_over: Whether no rank is left, nor can be started.
+        """
 
 
 class Below(Protocol):

@@ -3,21 +3,27 @@
 It has threads, so it cannot live in the template; the agent does without torch, so it cannot live there; a rank
 may die, so it cannot live there either. It serves a listener that the agent bound: left to itself, TCPStore
 listens on every interface, without asking anybody who they are.
+
+Where all ranks are on one machine it is forked from the template, which has torch. The head of a cluster of many
+nodes has no template: there it is a program, ``python -m hpcnb.node.store DESCRIPTOR``, and outlives any node.
 """
 
 from __future__ import annotations
 
 import datetime
+import os
 import signal
 import socket
+import subprocess
+import sys
 
-import torch.distributed as dist
-
-__all__ = ["serve"]
+__all__ = ["serve", "start"]
 
 
 def serve(listener: socket.socket) -> None:
     """Serve on ``listener`` until killed."""
+    import torch.distributed as dist
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     host, port = listener.getsockname()[:2]
     store = dist.TCPStore(
@@ -26,3 +32,20 @@ def serve(listener: socket.socket) -> None:
     )  # fmt: skip
     while store is not None:
         signal.pause()
+
+
+def start(listener: socket.socket) -> subprocess.Popen[bytes]:
+    """Start the program; it ends with this process."""
+    with listener:
+        return subprocess.Popen(
+            [sys.executable, "-m", "hpcnb.node.store", str(listener.fileno()), str(os.getpid())],
+            stdin=subprocess.DEVNULL, pass_fds=[listener.fileno()], start_new_session=True,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    from hpcnb.node.template import die_with_parent
+
+    die_with_parent()
+    if os.getppid() == int(sys.argv[2]):  # else it has ended before it could be watched
+        serve(socket.socket(fileno=int(sys.argv[1])))

@@ -34,13 +34,13 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
 
 
 def run_template(
-    to_agent: socket.socket, listener: socket.socket, spec: AgentSpec, folder: RunFolder, board: mmap.mmap
+    to_agent: socket.socket, listener: socket.socket | None, spec: AgentSpec, folder: RunFolder, board: mmap.mmap
 ) -> None:
     """Be the template until the agent closes the socket. Called in a freshly forked process; does not return.
 
     Args:
         to_agent: Requests come in, news go out.
-        listener: Bound by the agent, served by the store process that is forked from here.
+        listener: Bound by the agent, served by the store process that is forked from here; None where there is none.
         spec: Of the agent.
         folder: Of the cluster.
         board: Shared by the agent and all ranks.
@@ -100,7 +100,7 @@ def _reap(to_agent: socket.socket) -> None:
 def _obey(
     request: dict[str, Any],
     to_agent: socket.socket,
-    listener: socket.socket,
+    listener: socket.socket | None,
     wake: tuple[int, int],
     cluster: tuple[AgentSpec, RunFolder, mmap.mmap],
 ) -> None:
@@ -116,12 +116,13 @@ def _obey(
         to_agent.close()
         for descriptor in wake:
             os.close(descriptor)
-        if request["role"] == "store":
+        if request["role"] == "store" and listener is not None:
             from hpcnb.node import store
 
             store.serve(listener)
         else:
-            listener.close()
+            if listener is not None:
+                listener.close()
             engine = importlib.import_module(_ENGINE)
             engine.run_rank(engine.RankSeat(**request["seat"]), *cluster)
     except BaseException:  # noqa: BLE001 - the process ends here, with its reason in the log

@@ -25,6 +25,7 @@ __all__ = [
     "AgentProcess",
     "agent_command",
     "launch",
+    "new_keys",
     "new_spec",
     "owner_pid",
     "process_environment",
@@ -56,10 +57,7 @@ class AgentProcess:
 
     def log_lines(self, count: int = 15) -> tuple[str, ...]:
         """The last lines of its log; nothing once the folder is gone."""
-        try:
-            return tuple(self.folder.agent_log.read_text(errors="replace").splitlines()[-count:])
-        except FileNotFoundError:
-            return ()
+        return tuple(self.folder.log_lines(count))
 
     def wait(self, timeout_s: float) -> bool:
         """Whether it ended in time."""
@@ -96,24 +94,30 @@ def new_spec(folder: RunFolder, mesh: MeshSpec, **fields: Any) -> AgentSpec:
         mesh: Axis names and sizes.
         fields: The other fields of AgentSpec.
     """
-    server_public, server_secret = zmq.curve_keypair()
-    client_public, client_secret = zmq.curve_keypair()
+    server_public, server_secret = new_keys()
+    client_public, client_secret = new_keys()
     return AgentSpec(
         world_size=mesh.num_ranks,
         first_rank=0,
-        num_ranks=mesh.num_ranks,
+        num_ranks=0 if fields.get("layout") else mesh.num_ranks,
         mesh=str(mesh),
         hpcnb_version=versions()[0],
         python_version=versions()[1],
         link_address=f"ipc://{folder.link_socket}",
-        server_public=server_public.decode(),
-        server_secret=server_secret.decode(),
-        client_public=client_public.decode(),
-        client_secret=client_secret.decode(),
+        server_public=server_public,
+        server_secret=server_secret,
+        client_public=client_public,
+        client_secret=client_secret,
         owner_pid=owner_pid(),
         started_s=time.time(),
         **fields,
     )
+
+
+def new_keys() -> tuple[str, str]:
+    """A pair of CURVE keys as Z85 text: public, secret."""
+    public, secret = zmq.curve_keypair()
+    return public.decode(), secret.decode()
 
 
 def versions() -> tuple[str, str]:

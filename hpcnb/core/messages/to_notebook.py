@@ -17,6 +17,8 @@ __all__ = [
     "Display",
     "Farewell",
     "Held",
+    "Listening",
+    "NodeJoined",
     "Notice",
     "Output",
     "Progress",
@@ -60,6 +62,22 @@ class Stage(Message):
     name: str
     start_ns: int
     end_ns: int
+
+
+@message
+class Listening(Message):
+    """The head of a cluster of many nodes hears them now, at this ``host:port``."""
+
+    address: str
+
+
+@message
+class NodeJoined(Message):
+    """The agent of a node belongs to the cluster."""
+
+    node: int
+    host: str
+    ranks: RankSet
 
 
 @message

@@ -1,0 +1,152 @@
+"""What launchers of many nodes have in common: how ranks are spread, how nodes reach us, and what they say when not."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from hpcnb.core.errors import LaunchError, OptionError
+from hpcnb.core.launch import AgentSpec, Ticket
+
+__all__ = ["NodeLauncher", "NodesLaunch", "Problem", "address_towards", "problem_of", "spread"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a node does not start.
+
+    Attributes:
+        reason: One line, and what to do about it.
+        lines: The last lines of what was said there.
+        version_mismatch: It runs another version of hpcnb or Python.
+    """
+
+    reason: str
+    lines: tuple[str, ...] = ()
+    version_mismatch: bool = False
+
+
+class NodeLauncher(Protocol):
+    """Starts the agents of nodes, which then join the head by themselves."""
+
+    @property
+    def layout(self) -> list[int]:
+        """Number of ranks of each node."""
+
+    @property
+    def address(self) -> str:
+        """IP address of this machine that the nodes reach."""
+
+    def launch(self, ticket: Ticket) -> None:
+        """Start them; returns at once."""
+
+    def look(self) -> Problem | None:
+        """Whether one of them will not start; asked again and again until all have joined."""
+
+    def words(self) -> str:
+        """How far it is, for a person who waits: ``job 17 waits for resources``; "" for nothing of note."""
+
+    def cancel(self) -> None:
+        """Give up what has not joined yet."""
+
+
+def spread(num_ranks: int | None, num_nodes: int, ranks_per_node: int | None) -> list[int]:
+    """Number of ranks of each node, as even as can be, the first nodes having more.
+
+    Raises:
+        OptionError: There are fewer ranks than nodes, or the numbers contradict each other.
+    """
+    if num_ranks is None:
+        return [ranks_per_node or 1] * num_nodes
+    if ranks_per_node is not None and num_ranks != ranks_per_node * num_nodes:
+        product = num_nodes * ranks_per_node
+        msg = f"{num_nodes} nodes with {ranks_per_node} ranks each are {product} ranks, not {num_ranks}"
+        raise OptionError(msg)
+    if num_ranks < num_nodes:
+        msg = (
+            f"{num_ranks} rank{'s' if num_ranks > 1 else ''} cannot be spread over {num_nodes} nodes; give fewer nodes"
+        )
+        raise OptionError(msg)
+    return [num_ranks // num_nodes + (node < num_ranks % num_nodes) for node in range(num_nodes)]
+
+
+def address_towards(host: str) -> str:
+    """The IP address that this machine has on its way to a host.
+
+    Raises:
+        LaunchError: The host has no address, or there is no way to it.
+    """
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))  # sends nothing
+            address: str = probe.getsockname()[0]
+    except OSError as error:
+        msg = f"host {host!r} cannot be reached from here: {error.strerror}; look at its name, or give address=..."
+        raise LaunchError(msg) from error
+    return address
+
+
+def problem_of(host: str, python: str, said: Sequence[str]) -> Problem:
+    """What a node that did not start has said, in words that tell what to do.
+
+    Args:
+        host: The node.
+        python: Interpreter that was tried.
+        said: What it wrote, line by line.
+    """
+    lines = tuple(line for line in said if line.strip())[-15:]
+    last = lines[-1] if lines else ""
+    if last.startswith("VERSION "):
+        return Problem(last.removeprefix("VERSION "), version_mismatch=True)
+    if last.startswith("UNREACHABLE "):
+        address, _, rest = last.removeprefix("UNREACHABLE ").partition(" from ")
+        why = rest.partition(": ")[2]
+        return Problem(
+            f"node {host} cannot reach this machine at {address} ({why}); open that way in the firewall, or choose the "
+            "address of another interface: address=..."
+        )
+    if "No module named 'hpcnb'" in last or "No module named hpcnb" in last:
+        from hpcnb.core.version import __version__
+
+        return Problem(
+            f"node {host} has no hpcnb for {python}; install it there:  {python} -m pip install hpcnb=={__version__}"
+        )
+    if "No module named" in last:
+        return Problem(f"node {host}: {python} lacks a module: {last}", lines)
+    if "not found" in last or "No such file" in last:
+        return Problem(f"node {host} has no interpreter {python}; choose one that is there: python=...", lines)
+    return Problem(f"node {host} did not start: {last or 'it said nothing'}", lines[:-1])
+
+
+class NodesLaunch:
+    """The launch of the nodes of one cluster, for the wait until all its ranks are ready.
+
+    Args:
+        launcher: That starts them.
+        spec: Of the head.
+    """
+
+    def __init__(self, launcher: NodeLauncher, spec: AgentSpec) -> None:
+        self._launcher = launcher
+        self._spec = spec
+
+    def listening(self, address: str) -> None:
+        """The head hears nodes at this ``host:port``: start them."""
+        spec = self._spec
+        self._launcher.launch(
+            Ticket(spec.cluster_name, address, spec.server_public, spec.nodes_public, spec.nodes_secret)
+        )
+
+    def look(self) -> Problem | None:
+        """Whether a node will not start."""
+        return self._launcher.look()
+
+    def words(self) -> str:
+        """How far it is."""
+        return self._launcher.words()
+
+    def cancel(self) -> None:
+        """Give up what has not joined."""
+        self._launcher.cancel()

@@ -1,0 +1,131 @@
+"""``ssh``: a node agent on each of some hosts, all at once; the logins end when the agents have joined."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import IO
+
+from hpcnb.cluster.launchers.nodes import Problem, address_towards, problem_of, spread
+from hpcnb.core.errors import OptionError
+from hpcnb.core.launch import Ticket
+
+__all__ = ["SshLauncher"]
+
+#: A login that does not come about within so long has failed.
+_CONNECT_S = 10
+#: The status of ssh itself, when it is not that of the command.
+_SSH_FAILED = 255
+
+
+@dataclass
+class _Login:
+    host: str
+    process: subprocess.Popen[bytes]
+    said: IO[bytes]
+    began_s: float
+
+
+class SshLauncher:
+    """Starts agents over SSH.
+
+    Args:
+        num_ranks: World size; by default ``ranks_per_node`` on every host.
+        hosts: Names as ssh takes them, ``n1,n2`` or a list; also ``user@host``.
+        ranks_per_node: The same on every host.
+        python: Interpreter on the hosts; by default the path of this one.
+        user: Login name.
+        port: Of sshd.
+        jump: Host to go through, as ``ssh -J`` takes it.
+        ssh_config: File for ``ssh -F``.
+        setup: Shell command before Python, ``source env.sh``.
+        address: IP address of this machine that the hosts reach; by default the one on the way to the first host.
+
+    Raises:
+        OptionError: No hosts, or numbers that contradict each other.
+        LaunchError: The first host cannot be reached.
+    """
+
+    def __init__(  # noqa: PLR0913 - all but the first are options by name
+        self,
+        num_ranks: int | None,
+        *,
+        hosts: str | list[str] | None = None,
+        ranks_per_node: int | None = None,
+        python: str | None = None,
+        user: str | None = None,
+        port: int | None = None,
+        jump: str | None = None,
+        ssh_config: str | None = None,
+        setup: str | None = None,
+        address: str | None = None,
+    ) -> None:
+        named = hosts.replace(",", " ").split() if isinstance(hosts, str) else list(hosts or [])
+        if not named or not all(isinstance(host, str) and host and not host.startswith("-") for host in named):
+            msg = (
+                "launcher ssh needs the names of hosts; for example  hosts='n1,n2'  or  "
+                "%hpc start 8 --launcher ssh --hosts n1,n2"
+            )
+            raise OptionError(msg)
+        self._hosts = named
+        self.layout = spread(num_ranks, len(named), ranks_per_node)
+        self._python = python or sys.executable
+        self._setup = setup
+        self._options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_S}"]
+        for flag, value in (("-l", user), ("-p", port), ("-J", jump), ("-F", ssh_config)):
+            self._options += [flag, str(value)] if value is not None else []
+        self.address = address or address_towards(named[0].rpartition("@")[2])
+        self._logins: list[_Login] = []
+
+    def launch(self, ticket: Ticket) -> None:
+        """Log in everywhere at once; the ticket goes through the login's stdin."""
+        for node, host in enumerate(self._hosts):
+            command = f"exec {shlex.quote(self._python)} -m hpcnb.node.join --node {node}"
+            if self._setup:
+                command = f"{self._setup} && {command}"
+            said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the login
+            process = subprocess.Popen(
+                ["ssh", *self._options, host, command], stdin=subprocess.PIPE, stdout=said, stderr=said,
+                start_new_session=True,
+            )  # fmt: skip
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it has ended already, and says why
+                process.stdin.write(ticket.to_text().encode() + b"\n")
+                process.stdin.close()
+            self._logins.append(_Login(host, process, said, time.monotonic()))
+
+    def look(self) -> Problem | None:
+        """See NodeLauncher."""
+        for login in list(self._logins):
+            status = login.process.poll()
+            if status is None:
+                continue
+            self._logins.remove(login)
+            login.said.seek(0)
+            said = login.said.read().decode(errors="replace").splitlines()
+            login.said.close()
+            if status == _SSH_FAILED:
+                lines = tuple(line for line in said if line.strip())
+                why = lines[-1] if lines else "ssh said nothing"
+                return Problem(f"ssh to {login.host} failed: {why}; try  ssh {login.host} true", lines[:-1])
+            if status != 0:
+                return problem_of(login.host, self._python, said)
+        return None
+
+    def words(self) -> str:
+        """See NodeLauncher."""
+        return f"logging in to {', '.join(login.host for login in self._logins)}" if self._logins else ""
+
+    def cancel(self) -> None:
+        """See NodeLauncher."""
+        for login in self._logins:
+            if login.process.poll() is None:
+                login.process.kill()
+            login.process.wait()
+            login.said.close()
+        self._logins.clear()

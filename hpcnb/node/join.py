@@ -1,0 +1,168 @@
+"""``python -m hpcnb.node.join --node N``: become the agent of node N of a cluster whose ticket comes on stdin.
+
+Asks the head of the cluster what this node is to be, makes a folder for it, and becomes ``python -m hpcnb.node``: in
+the background, so that whoever launched it (a login over SSH) may go, or with ``--stay`` in its place, so that a
+scheduler sees the life of the node. What goes wrong is said in the last line of stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import platform
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+
+import zmq
+
+from hpcnb.core import messages as m
+from hpcnb.core.launch import AgentSpec, RunFolder, Ticket, agent_environment, runtime_root
+from hpcnb.core.version import __version__
+from hpcnb.node.uplink import connect
+
+__all__ = ["main"]
+
+#: Where a launcher cannot give a process its stdin it sets this variable.
+TICKET_VARIABLE = "HPCNB_TICKET"
+#: The head's port answers within so long, unless something is between.
+_REACH_S = 8.0
+#: ... and the head itself, once its controller has started.
+_ANSWER_S = 60.0
+#: Meanwhile it is looked for so often.
+_LOOK_S = 0.02
+_SIOCGIFADDR = 0x8915
+#: Variables in which launchers tell a process its number.
+_NUMBERS = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Join, and be the agent."""
+    parser = argparse.ArgumentParser(prog="python -m hpcnb.node.join")
+    parser.add_argument(
+        "--node", type=int, default=None, help="number of the node; by default what srun or mpiexec says"
+    )
+    parser.add_argument("--ticket", type=Path, help="file with the ticket; by default it comes on stdin")
+    parser.add_argument("--stay", action="store_true", help="do not go to the background")
+    options = parser.parse_args(arguments)
+    try:
+        spec, files, own_address = _ask(_ticket(options.ticket), _number(options.node))
+        folder = _prepare(spec, files)
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+    if not options.stay and (pid := os.fork()):
+        _see_off(pid, folder)
+        os._exit(0)
+    if not options.stay:
+        os.setsid()
+    _become_agent(spec, folder, own_address)
+
+
+def _see_off(pid: int, folder: RunFolder) -> None:
+    """Go when the agent has been welcomed by the head; say why if it ends instead."""
+    deadline_s = time.monotonic() + _ANSWER_S
+    while not folder.joined.exists() and time.monotonic() < deadline_s:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            lines = folder.log_lines() or [f"its agent ended with status {os.waitstatus_to_exitcode(status)}"]
+            folder.remove()
+            sys.exit("\n".join(lines))
+        time.sleep(_LOOK_S)
+
+
+def _ticket(path: Path | None) -> Ticket:
+    if path is not None:
+        return Ticket.of_text(path.read_text())
+    return Ticket.of_text(os.environ.pop(TICKET_VARIABLE, "") or sys.stdin.readline())
+
+
+def _number(asked: int | None) -> int:
+    said = [os.environ[name] for name in _NUMBERS if os.environ.get(name, "").isdecimal()]
+    if asked is None and not said:
+        msg = f"which node this is says neither --node nor any of {', '.join(_NUMBERS)}"
+        raise ValueError(msg)
+    return int(said[0]) if asked is None else asked
+
+
+def _ask(ticket: Ticket, node: int) -> tuple[AgentSpec, dict[str, bytes], str]:
+    """What this node is to be, its files, and its own address on the way to the head.
+
+    Raises:
+        ConnectionError: The head cannot be reached.
+        ValueError: It refuses.
+    """
+    host, _, port = ticket.address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=_REACH_S) as connection:
+            own_address = connection.getsockname()[0]
+    except OSError as error:
+        why = "no answer: a firewall, or another network" if isinstance(error, TimeoutError) else error.strerror
+        msg = f"UNREACHABLE {ticket.address} from {os.uname().nodename}: {why}"
+        raise ConnectionError(msg) from error
+    python = ".".join(platform.python_version_tuple()[:2])
+    context = zmq.Context()
+    server = connect(context, ticket.address, (ticket.server_public, ticket.nodes_public, ticket.nodes_secret))
+    try:
+        server.send(m.encode(m.Join(m.PROTOCOL, __version__, python, node, os.uname().nodename)))
+        if not server.poll(int(_ANSWER_S * 1000)):
+            msg = (
+                f"UNREACHABLE {ticket.address} from {os.uname().nodename}: it answers, but not as the head of a cluster"
+            )
+            raise ConnectionError(msg)
+        answer = m.decode(server.recv())
+    finally:
+        server.close(0)
+        context.term()
+    if isinstance(answer, m.Assignment):
+        return AgentSpec(**answer.spec), answer.files, own_address
+    raise ValueError(
+        answer.reason if isinstance(answer, m.NodeRefused) else f"the head answered {type(answer).__name__}"
+    )
+
+
+def _prepare(spec: AgentSpec, files: dict[str, bytes]) -> RunFolder:
+    folder = RunFolder.create(f"{spec.cluster_name}-{spec.node}", root=runtime_root("nodes"))
+    spec.save(folder.spec)
+    for name, content in files.items():
+        path = folder.path / name
+        if folder.path not in path.resolve().parents:
+            msg = f"the head wants to write {name!r}, which is not in the folder of the node"
+            raise ValueError(msg)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+    return folder
+
+
+def _become_agent(spec: AgentSpec, folder: RunFolder, own_address: str) -> None:
+    interface = interface_of(own_address)
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if interface else ()
+    environment = {**dict.fromkeys(names, interface), **os.environ, **agent_environment(spec)}
+    log = os.open(folder.agent_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for target, source in ((0, null), (1, log), (2, log)):
+        os.dup2(source, target)
+    os.chdir(Path.home() if Path.home().is_dir() else "/")
+    os.execve(sys.executable, [sys.executable, "-m", "hpcnb.node", str(folder.path)], environment)  # noqa: S606
+
+
+def interface_of(address: str) -> str:
+    """The network interface that has this IPv4 address; "" if none has."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name[:15].encode())
+            try:
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
+            except OSError:
+                continue  # it has no IPv4 address
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return name
+    return ""
+
+
+if __name__ == "__main__":
+    main()
