@@ -14,8 +14,9 @@ from hpcnb.cluster.cell_run import CellRequest, CellView
 from hpcnb.cluster.inbox import drive, drive_async
 from hpcnb.cluster.launchers import local
 from hpcnb.cluster.launchers import make as make_launcher
-from hpcnb.cluster.launchers.nodes import NodesLaunch
+from hpcnb.cluster.launchers.nodes import NodeLauncher
 from hpcnb.cluster.node import Node
+from hpcnb.cluster.nodes import Nodes
 from hpcnb.cluster.result import CellResult
 from hpcnb.cluster.submission import Submitter
 from hpcnb.core import lifecycle, replicas, watch
@@ -89,6 +90,7 @@ class Cluster:
         machine.check_platform()
         if num_ranks is None and mesh is not None:
             num_ranks = MeshSpec.parse(mesh).num_ranks
+        self._launcher_options = launcher_options
         self._launcher = make_launcher(launcher, num_ranks, launcher_options)
         if self._launcher is not None:
             num_ranks = sum(self._launcher.layout)
@@ -174,14 +176,13 @@ class Cluster:
 
         try:
             self._node = self._launch()
-            launch = None if self._launcher is None else NodesLaunch(self._launcher, self._node.spec)
             self._state = waiting.await_ready(
                 self._node,
                 self._submitter.inbox,
                 self._state,
                 timeout_s=self._start_timeout_s,
                 on_stage=tell,
-                launch=launch,
+                nodes=self._submitter.nodes,
             )
         except BaseException:
             self.stop()
@@ -193,11 +194,14 @@ class Cluster:
     @classmethod
     def of_spec(cls, spec: AgentSpec) -> Self:
         """A cluster that was started elsewhere; :meth:`connect` takes hold of it."""
-        return cls(
+        cluster = cls(
             spec.world_size, mesh=spec.mesh, name=spec.cluster_name, idle_timeout_s=spec.idle_timeout_s,
             threads_per_rank=spec.threads_per_rank, environment=spec.environment, record=spec.record,
             grace_s=None if spec.grace_s == float("inf") else spec.grace_s,
         )  # fmt: skip
+        cluster.launcher = spec.launcher
+        cluster._submitter.nodes = cluster._nodes_of(spec)
+        return cluster
 
     def connect(self, open_node: Callable[[Callable[[m.Message], None]], Node]) -> None:
         """Take hold of the running cluster; ``open_node`` makes the link, given what hears its messages.
@@ -248,7 +252,16 @@ class Cluster:
             grace_s=self._submitter.grace_s, silence_s=self._silence_s, **self._of_nodes(),
         )  # fmt: skip
         spec.save(folder.spec)
+        self._submitter.nodes = self._nodes_of(spec)  # before anything is heard
         return Node.launch(spec, folder, python=self._python, on_message=self._on_message)
+
+    def _nodes_of(self, spec: AgentSpec) -> Nodes | None:
+        def launcher() -> NodeLauncher:
+            made = self._launcher or make_launcher(spec.launcher, spec.world_size, spec.launcher_options)
+            assert made is not None, "a cluster with a layout has a launcher of nodes"
+            return made
+
+        return Nodes(spec, launcher) if spec.layout else None
 
     def _of_nodes(self) -> dict[str, Any]:
         """What a spec has of a cluster of many nodes."""
@@ -257,7 +270,8 @@ class Cluster:
         public, secret = local.new_keys()
         return {
             "layout": self._launcher.layout, "address": self._launcher.address, "is_local": False,
-            "nodes_public": public, "nodes_secret": secret,
+            "nodes_public": public, "nodes_secret": secret, "launcher": self.launcher,
+            "launcher_options": self._launcher_options,
         }  # fmt: skip
 
     def _reset(self) -> None:
@@ -309,6 +323,8 @@ class Cluster:
     # --- messages (link thread) -----------------------------------------------------------------------------
 
     def _on_message(self, message: m.Message) -> None:
+        if self._submitter.nodes is not None:
+            self._submitter.nodes.hear(message)
         self._submitter.hear(message, is_starting=self._state.phase == "starting")
 
     def _running_node(self) -> Node:

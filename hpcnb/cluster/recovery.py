@@ -162,6 +162,7 @@ async def restart(submitter: Submitter, ranks: RankSet) -> Restarted:
         msg = f"{still_run(busy)} a cell; wait for it, or type  %hpc interrupt"
         raise ClusterStateError(msg)
     began_s = time.perf_counter()
+    await submitter.bring_back(ranks, timeout_s=_RESTART_S)
     held = await _holdings(submitter, others)
     made = sorted(held.groups.items(), key=lambda group: (len(group[0]), group[0]))
     generation = submitter.next_generation()

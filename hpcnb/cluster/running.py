@@ -35,7 +35,7 @@ _STARTING_S = 120.0
 #: JSON types of the fields of a spec, by their annotation.
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,), "int": (int,), "float": (float, int), "bool": (bool,),
-    "dict[str, str]": (dict,), "list[int]": (list,),
+    "dict[str, str]": (dict,), "list[int]": (list,), "dict[str, Any]": (dict,),
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from hpcnb.cluster.cell_run import CellRun, CellView
 from hpcnb.cluster.history import History
 from hpcnb.cluster.inbox import Inbox
 from hpcnb.cluster.node import Node
+from hpcnb.cluster.nodes import Nodes
 from hpcnb.cluster.result import CellResult
 from hpcnb.cluster.roster import Roster, still_run
 from hpcnb.core import messages as m
@@ -52,6 +53,7 @@ class Submitter:
         self._node = node
         self.grace_s = grace_s
         self._auto_restart = auto_restart
+        self.nodes: Nodes | None = None  #: Of the running cluster, where there are many.
         self._numbers = itertools.count(1)  # of everything that ranks answer
         self._labels = itertools.count(1)  # of cells that have no name of their own
         self._lock = threading.Lock()
@@ -298,6 +300,12 @@ class Submitter:
     ) -> CellResult:
         """Send a message of our own to ranks and wait; it is in no history. Given up if one of ``needs`` ends."""
         return (await self._on_ranks(make, ranks, timeout_s=timeout_s, label=label, needs=needs)).result
+
+    async def bring_back(self, ranks: RankSet, *, timeout_s: float) -> None:
+        """Start nodes again that are lost with some of these ranks; the ranks are not started by that."""
+        if self.nodes is not None:
+            with self.rejoining(RankSet()) as inbox:
+                await self.nodes.bring_back(ranks, inbox, timeout_s=timeout_s)
 
     def tell(self, message: m.Message) -> None:
         """Send a message that is not answered by ranks."""

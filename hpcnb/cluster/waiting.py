@@ -19,8 +19,8 @@ from hpcnb.core.ranks import RankSet
 
 if TYPE_CHECKING:
     from hpcnb.cluster.cell_run import CellRun, CellView
-    from hpcnb.cluster.launchers.nodes import NodesLaunch
     from hpcnb.cluster.node import Node
+    from hpcnb.cluster.nodes import Nodes
 
 __all__ = [
     "CellWait",
@@ -99,7 +99,7 @@ def await_ready(
     *,
     timeout_s: float,
     on_stage: Callable[[str], None],
-    launch: NodesLaunch | None = None,
+    nodes: Nodes | None = None,
 ) -> lifecycle.Lifecycle:
     """Wait until all ranks run cells.
 
@@ -109,7 +109,7 @@ def await_ready(
         state: Of a cluster that starts.
         timeout_s: The start fails after so long.
         on_stage: Called with words whenever a stage is done.
-        launch: Of the nodes, where there are many.
+        nodes: To be started, where there are many.
 
     Raises:
         LaunchError: A stage failed; the text has the last lines of the log.
@@ -117,10 +117,10 @@ def await_ready(
     """
     deadline_s = time.monotonic() + timeout_s
     try:
-        return _await_ready(node, inbox, state, deadline_s, timeout_s, on_stage, launch)
+        return _await_ready(node, inbox, state, deadline_s, timeout_s, on_stage, nodes)
     finally:
-        if launch is not None:
-            launch.cancel()
+        if nodes is not None:
+            nodes.cancel()
 
 
 def _await_ready(
@@ -130,14 +130,14 @@ def _await_ready(
     deadline_s: float,
     timeout_s: float,
     on_stage: Callable[[str], None],
-    launch: NodesLaunch | None,
+    nodes: Nodes | None,
 ) -> lifecycle.Lifecycle:
     while state.phase == "starting":
         message = inbox.take(_TICK_S)
         events = [] if message is None else _lifecycle_events(message)
-        if isinstance(message, m.Listening) and launch is not None:
-            launch.listening(message.address)
-        if launch is not None and (problem := launch.look()) is not None:
+        if isinstance(message, m.Listening) and nodes is not None:
+            nodes.launch()
+        if nodes is not None and (problem := nodes.look()) is not None:
             events.append(lifecycle.StartFailure(problem.reason, problem.lines, problem.version_mismatch))
         if message is None:
             if (status := node.agent.ended()) is not None:

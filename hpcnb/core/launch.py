@@ -17,6 +17,7 @@ import signal
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hpcnb.core.watch import GRACE_S
 
@@ -69,6 +70,9 @@ class AgentSpec:
         uplink: Of a node: zmq endpoint of the head.
         rendezvous: Of a node: ``host:port`` of the store of the process groups.
         silence_s: A node that has not been heard of for so long is given up.
+        launcher: Who started the nodes, and its options: to start one of them again.
+        launcher_options: Numbers and texts, and lists of these.
+        is_late: Of a node: its ranks are not forked before they are asked for, since others run already.
     """
 
     cluster_name: str
@@ -101,6 +105,9 @@ class AgentSpec:
     uplink: str = ""
     rendezvous: str = ""
     silence_s: float = SILENCE_S
+    launcher: str = "local"
+    launcher_options: dict[str, Any] = field(default_factory=dict)
+    is_late: bool = False
 
     @property
     def is_head(self) -> bool:

@@ -34,8 +34,8 @@ __all__ = ["Branches"]
 LOG = logging.getLogger(__name__)
 #: Nodes are asked so often whether they are there.
 _PING_S = 0.5
-#: An agent whose connection has ended makes a new one within so long, or has ended itself.
-_AGAIN_S = 1.0
+#: An agent whose connection has ended is lost after so long: what it said before has arrived then.
+_AGAIN_S = 0.2
 #: A node that was told to end its ranks says so within so long.
 _FAREWELL_S = 4.0
 #: While some ranks wait, all nodes tell where theirs are, for so long after each look.
@@ -52,7 +52,7 @@ class _Branch:
     client: bytes = b""  # b"": it has not joined, or is lost
     started_ns: int = 0
     heard_s: float = 0.0
-    gone_s: float | None = None  # since when its connection is gone
+    gone_s: float | None = None  # when its connection was gone
     pids: dict[int, int] = field(default_factory=dict)  # processes of ranks that live
     facts: dict[int, Any] = field(default_factory=dict)
     facts_s: float = float("-inf")
@@ -134,7 +134,8 @@ class Branches:
     @property
     def due_s(self) -> float:
         """See Side."""
-        return min([self._ping_due_s, *(merge.due_s for merge in self._cells.values())])
+        gone = (each.gone_s + _AGAIN_S for each in self._branches if each.is_here and each.gone_s is not None)
+        return min([self._ping_due_s, *gone, *(merge.due_s for merge in self._cells.values())])
 
     def turn(self, now_s: float) -> None:
         """Hear nodes, say what has been held long enough, and look whether all are there."""
@@ -153,27 +154,27 @@ class Branches:
             joining, self._joining = self._joining, {}
             for client, join in joining.items():
                 self._assign(client, join)
-        if now_s >= self._ping_due_s:
-            self._ping_due_s = now_s + _PING_S
-            self._look(now_s)
+        self._look(now_s)
         for question in [each for each in self._questions if now_s >= each.due_s]:
             self._questions.remove(question)
             question.give_up()
 
     def _look(self, now_s: float) -> None:
+        for branch in self._branches:
+            if branch.is_here and branch.gone_s is None and branch.client not in self._server.connected:
+                branch.gone_s = now_s
+            if branch.is_here and branch.gone_s is not None and now_s - branch.gone_s >= _AGAIN_S:
+                self._lose(branch, f"the agent of node {branch.host} ended")
+        if now_s < self._ping_due_s:
+            return
+        self._ping_due_s = now_s + _PING_S
         self._num_pings += 1
         for branch in self._branches:
             if not branch.is_here:
                 continue
             self._send(branch, m.Ping(self._num_pings, time.perf_counter_ns()))
             silent_s = now_s - branch.heard_s
-            if branch.client in self._server.connected:
-                branch.gone_s = None
-            elif branch.gone_s is None:
-                branch.gone_s = now_s
-            if branch.gone_s is not None and now_s - branch.gone_s >= _AGAIN_S:
-                self._lose(branch, f"the agent of node {branch.host} ended")
-            elif silent_s >= self._spec.silence_s:
+            if silent_s >= self._spec.silence_s:
                 self._lose(branch, f"node {branch.host} has not answered for {silent_s:.0f} s")
 
     def finish(self, reason: str) -> None:
@@ -241,7 +242,7 @@ class Branches:
         spec = dataclasses.replace(
             self._spec, first_rank=branch.ranks.first(), num_ranks=len(branch.ranks), node=join.node, is_local=False,
             link_address="", server_secret="", client_secret="", client_public="", owner_pid=0,
-            uplink=self.address, rendezvous=self._rendezvous,
+            uplink=self.address, rendezvous=self._rendezvous, is_late=bool(branch.started_ns),
         )  # fmt: skip
         file = self._folder.connection_file("engine")
         files = {str(file.relative_to(self._folder.path)): file.read_bytes()}
@@ -250,6 +251,7 @@ class Branches:
     def _greet(self, client: bytes, hello: m.NodeHello) -> None:
         branch = self._branches[hello.node] if 0 <= hello.node < len(self._branches) else None
         if branch is None or hello.protocol != m.PROTOCOL or branch.started_ns == hello.started_ns:
+            # it was given up; or its connection was made anew, and what was on its way then is lost
             self._server.send(client, m.NodeRefused(f"node {hello.node} was given up by the head of the cluster"))
             return
         if branch.is_here and branch.client != client:
@@ -277,6 +279,7 @@ class Branches:
             self._say(merge.ended(branch.node, time.perf_counter_ns()))
         for cell in list(self._proposed):
             self._propose(cell, branch.node, 0)
+        self._above.tell(m.NodeLost(branch.node, branch.host, why))
         for question in list(self._questions):
             self._answered(question, branch.node, None)
 

@@ -207,7 +207,7 @@ class RankHost:
                 self._above.fail(f"importing torch and ipyparallel failed: {news['failed']}")
             elif "imported" in news:
                 self._above.tell(m.Stage("import torch", *news["imported"]))
-                for rank in self._ranks:
+                for rank in () if self._spec.is_late else self._ranks:
                     self._fork(rank)
             elif "forked" in news and news["role"] == "rank":
                 rank = self._forking.pop(0)

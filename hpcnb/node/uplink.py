@@ -5,8 +5,10 @@ What ranks say goes up as it is; orders that come down are carried out by what i
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable
 
@@ -25,6 +27,8 @@ __all__ = ["Uplink", "connect"]
 LOG = logging.getLogger(__name__)
 #: A head whose connection has ended, or that is silent, is waited for so long: its machine may be asleep.
 _PATIENCE_S = 60.0
+#: Where the connection has ended, so often it is looked whether the head has, too.
+_PROBE_S, _PROBE_TIMEOUT_S = 1.0, 0.1
 #: At most so many messages are taken at once.
 _MOST_MESSAGES = 1000
 
@@ -37,15 +41,15 @@ def connect(context: zmq.Context[zmq.Socket[bytes]], address: str, keys: tuple[s
         address: ``host:port`` of the head.
         keys: CURVE keys: the head's public, this side's public and secret.
     """
-    socket = context.socket(zmq.DEALER)
-    socket.curve_serverkey, socket.curve_publickey, socket.curve_secretkey = (key.encode() for key in keys)
-    socket.maxmsgsize = m.MAX_MESSAGE_BYTES
-    socket.sndhwm = 0
-    socket.linger = 1000
-    socket.routing_id = b"node-" + os.urandom(8).hex().encode()
-    socket.reconnect_ivl = 100
-    socket.connect(f"tcp://{address}")
-    return socket
+    link = context.socket(zmq.DEALER)
+    link.curve_serverkey, link.curve_publickey, link.curve_secretkey = (key.encode() for key in keys)
+    link.maxmsgsize = m.MAX_MESSAGE_BYTES
+    link.sndhwm = 0
+    link.linger = 1000
+    link.routing_id = b"node-" + os.urandom(8).hex().encode()
+    link.reconnect_ivl = 100
+    link.connect(f"tcp://{address}")
+    return link
 
 
 class Uplink:
@@ -79,22 +83,27 @@ class Uplink:
         self._socket = connect(
             self._context, spec.uplink, (spec.server_public, spec.nodes_public, spec.nodes_secret)
         )  # fmt: skip
-        self._monitor = self._socket.get_monitor_socket(zmq.Event.DISCONNECTED)
+        self._monitor = self._socket.get_monitor_socket(zmq.Event.DISCONNECTED | zmq.Event.CONNECTED)
+        self._started_ns = time.perf_counter_ns()
+        self._is_cut = False
+        self._probe_due_s = 0.0
         self._heard_s = clock()
 
     # --- life -----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Say hello."""
-        for socket in (self._socket, self._monitor):
-            self._selector.watch(int(socket.get(zmq.FD)), lambda: None)  # read at every turn
-        started_ns = time.perf_counter_ns()
-        self._send(m.NodeHello(m.PROTOCOL, self._spec.node, os.uname().nodename, os.getpid(), started_ns))
+        for each in (self._socket, self._monitor):
+            self._selector.watch(int(each.get(zmq.FD)), lambda: None)  # read at every turn
+        self._say_hello()
+
+    def _say_hello(self) -> None:
+        self._send(m.NodeHello(m.PROTOCOL, self._spec.node, os.uname().nodename, os.getpid(), self._started_ns))
 
     @property
     def has_input(self) -> bool:
         """See Side."""
-        return any(int(socket.get(zmq.EVENTS)) & zmq.POLLIN for socket in (self._socket, self._monitor))
+        return any(int(each.get(zmq.EVENTS)) & zmq.POLLIN for each in (self._socket, self._monitor))
 
     @property
     def due_s(self) -> float:
@@ -104,8 +113,13 @@ class Uplink:
     def turn(self, now_s: float) -> None:
         """Hear the head, and look whether it is there."""
         while int(self._monitor.get(zmq.EVENTS)) & zmq.POLLIN:
-            recv_monitor_message(self._monitor)
-            LOG.warning("the connection to the head of the cluster ended")
+            event = recv_monitor_message(self._monitor)["event"]
+            if event == zmq.Event.DISCONNECTED:
+                LOG.warning("the connection to the head of the cluster ended")
+                self._is_cut = True
+            elif self._is_cut:  # the head says whether this node still belongs to the cluster
+                self._is_cut = False
+                self._say_hello()
         for _ in range(_MOST_MESSAGES):
             try:
                 packed = self._socket.recv(zmq.NOBLOCK)
@@ -116,8 +130,19 @@ class Uplink:
                 self._hear(m.decode(packed))
             except Exception:  # a bug of ours must not end the node
                 LOG.exception("an order of the head could not be carried out")
+        if self._is_cut and now_s >= self._probe_due_s:
+            self._probe_due_s = now_s + _PROBE_S
+            if self._is_refused():
+                self._end(f"the head of the cluster at {self._spec.uplink} has ended")
         if now_s - self._heard_s > _PATIENCE_S:
             self._end(f"the head of the cluster at {self._spec.uplink} has been silent for {_PATIENCE_S:.0f} s")
+
+    def _is_refused(self) -> bool:
+        """Whether the machine of the head answers that nobody listens there any more: it will not come back."""
+        host, _, port = self._spec.uplink.rpartition(":")
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.settimeout(_PROBE_TIMEOUT_S)
+            return probe.connect_ex((host, int(port))) == errno.ECONNREFUSED
 
     def finish(self, reason: str) -> None:
         """Say that the node has ended."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hpcnb.core.errors import LaunchError, OptionError
-from hpcnb.core.launch import AgentSpec, Ticket
+from hpcnb.core.launch import Ticket
 
-__all__ = ["NodeLauncher", "NodesLaunch", "Problem", "address_towards", "problem_of", "spread"]
+__all__ = ["NodeLauncher", "Problem", "address_towards", "problem_of", "spread"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class NodeLauncher(Protocol):
     def address(self) -> str:
         """IP address of this machine that the nodes reach."""
 
-    def launch(self, ticket: Ticket) -> None:
-        """Start them; returns at once."""
+    def launch(self, ticket: Ticket, nodes: Sequence[int]) -> None:
+        """Start these, by their number from 0; returns at once."""
 
     def look(self) -> Problem | None:
         """Whether one of them will not start; asked again and again until all have joined."""
@@ -118,35 +118,3 @@ def problem_of(host: str, python: str, said: Sequence[str]) -> Problem:
     if "not found" in last or "No such file" in last:
         return Problem(f"node {host} has no interpreter {python}; choose one that is there: python=...", lines)
     return Problem(f"node {host} did not start: {last or 'it said nothing'}", lines[:-1])
-
-
-class NodesLaunch:
-    """The launch of the nodes of one cluster, for the wait until all its ranks are ready.
-
-    Args:
-        launcher: That starts them.
-        spec: Of the head.
-    """
-
-    def __init__(self, launcher: NodeLauncher, spec: AgentSpec) -> None:
-        self._launcher = launcher
-        self._spec = spec
-
-    def listening(self, address: str) -> None:
-        """The head hears nodes at this ``host:port``: start them."""
-        spec = self._spec
-        self._launcher.launch(
-            Ticket(spec.cluster_name, address, spec.server_public, spec.nodes_public, spec.nodes_secret)
-        )
-
-    def look(self) -> Problem | None:
-        """Whether a node will not start."""
-        return self._launcher.look()
-
-    def words(self) -> str:
-        """How far it is."""
-        return self._launcher.words()
-
-    def cancel(self) -> None:
-        """Give up what has not joined."""
-        self._launcher.cancel()

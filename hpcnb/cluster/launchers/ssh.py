@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -82,9 +83,10 @@ class SshLauncher:
         self.address = address or address_towards(named[0].rpartition("@")[2])
         self._logins: list[_Login] = []
 
-    def launch(self, ticket: Ticket) -> None:
-        """Log in everywhere at once; the ticket goes through the login's stdin."""
-        for node, host in enumerate(self._hosts):
+    def launch(self, ticket: Ticket, nodes: Sequence[int]) -> None:
+        """Log in to all of them at once; the ticket goes through the login's stdin."""
+        for node in nodes:
+            host = self._hosts[node]
             command = f"exec {shlex.quote(self._python)} -m hpcnb.node.join --node {node}"
             if self._setup:
                 command = f"{self._setup} && {command}"

@@ -19,6 +19,7 @@ __all__ = [
     "Held",
     "Listening",
     "NodeJoined",
+    "NodeLost",
     "Notice",
     "Output",
     "Progress",
@@ -78,6 +79,15 @@ class NodeJoined(Message):
     node: int
     host: str
     ranks: RankSet
+
+
+@message
+class NodeLost(Message):
+    """The agent of a node does not belong to the cluster any more; RankExited of each of its ranks went before."""
+
+    node: int
+    host: str
+    why: str
 
 
 @message

@@ -1,0 +1,107 @@
+"""The nodes of a cluster as the notebook knows them: which belong to it now, and how they are started, also again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from hpcnb.cluster.inbox import Inbox
+from hpcnb.cluster.launchers.nodes import NodeLauncher, Problem
+from hpcnb.core import messages as m
+from hpcnb.core import watch
+from hpcnb.core.errors import CellInterrupted, ClusterStateError, LaunchError, LinkError
+from hpcnb.core.launch import AgentSpec, Ticket
+from hpcnb.core.ranks import RankSet
+
+__all__ = ["Nodes"]
+
+#: Launches are looked at so often.
+_LOOK_S = 0.05
+
+
+class Nodes:
+    """Those of one running cluster.
+
+    Args:
+        spec: Of its head.
+        launcher: Returns what starts them; asked when something is to be started.
+    """
+
+    def __init__(self, spec: AgentSpec, launcher: Callable[[], NodeLauncher]) -> None:
+        self._spec = spec
+        self._make_launcher = launcher
+        self._launcher: NodeLauncher | None = None
+        self._here: set[int] = set()
+        self._address = ""
+        firsts = [sum(spec.layout[:node]) for node in range(len(spec.layout))]
+        self._ranks = [RankSet(range(first, first + count)) for first, count in zip(firsts, spec.layout, strict=True)]
+
+    def hear(self, message: m.Message) -> None:
+        """What the head says; on the link thread."""
+        match message:
+            case m.Listening():
+                self._address = message.address
+            case m.NodeJoined():
+                self._here.add(message.node)
+            case m.NodeLost():
+                self._here.discard(message.node)
+
+    # --- starting -------------------------------------------------------------------------------------------
+
+    def launch(self, nodes: list[int] | None = None) -> None:
+        """Start these nodes, or all; the head hears them."""
+        if self._launcher is None:
+            self._launcher = self._make_launcher()
+        spec = self._spec
+        ticket = Ticket(spec.cluster_name, self._address, spec.server_public, spec.nodes_public, spec.nodes_secret)
+        self._launcher.launch(ticket, range(len(spec.layout)) if nodes is None else nodes)
+
+    def look(self) -> Problem | None:
+        """Whether a node will not start."""
+        return self._launcher.look() if self._launcher is not None else None
+
+    def words(self) -> str:
+        """How far the launch is; "" for nothing of note."""
+        return self._launcher.words() if self._launcher is not None else ""
+
+    def cancel(self) -> None:
+        """Give up what has not joined."""
+        if self._launcher is not None:
+            self._launcher.cancel()
+
+    async def bring_back(self, ranks: RankSet, inbox: Inbox, *, timeout_s: float) -> None:
+        """Start nodes again that are lost and had some of these ranks.
+
+        Raises:
+            CellInterrupted: Ctrl-C was pressed.
+            ClusterStateError: This notebook lets go of the cluster.
+            LaunchError: A node does not start.
+            LinkError: The cluster ended.
+        """
+        missing = [node for node, theirs in enumerate(self._ranks) if theirs & ranks and node not in self._here]
+        if not missing:
+            return
+        until_s = time.monotonic() + timeout_s
+        self.launch(missing)
+        try:
+            while not self._here.issuperset(missing):
+                message = await inbox.next(_LOOK_S)
+                if isinstance(message, watch.InterruptAsked):
+                    msg = "it was interrupted before the node was back"
+                    raise CellInterrupted(msg)
+                if isinstance(message, watch.LetGo):
+                    msg = "this notebook let go of the cluster"
+                    raise ClusterStateError(msg)
+                if isinstance(message, m.Farewell):
+                    msg = f"the cluster ended: {message.reason}"
+                    raise LinkError(msg)
+                if (problem := self.look()) is not None:
+                    raise LaunchError("\n    ".join([problem.reason, *problem.lines]))
+                if time.monotonic() > until_s:
+                    numbers = ", ".join(map(str, missing))
+                    msg = (
+                        f"node {numbers} has not joined within {timeout_s:.0f} s; {self.words() or 'nothing is known'}"
+                    )
+                    raise LaunchError(msg)
+        finally:
+            self.cancel()

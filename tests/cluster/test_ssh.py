@@ -1,0 +1,255 @@
+"""A cluster of several hosts over SSH: what works on one machine works on many, and hosts that fail are told of."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+import hpcnb
+from hpcnb import Cluster
+from hpcnb.cluster.cell_run import CellRequest
+from hpcnb.core.errors import LaunchError, OptionError
+from tests.cluster.hosts import Hosts, why_not
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(bool(why_not()), reason=why_not() or "there are virtual hosts"),
+]
+
+
+def on_hosts(hosts, names, num_ranks=None, **options):
+    options = {"threads_per_rank": 1, "idle_timeout_s": 0, "start_timeout_s": 60, **options}
+    return Cluster(num_ranks, launcher="ssh", hosts=names, ssh_config=str(hosts.ssh_config), **options)
+
+
+def wait_until(condition, timeout_s):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.05)
+
+
+def leftovers(host):
+    """Processes of ranks and agents on a host, and folders of clusters."""
+    processes = [line for line in host.processes() if "hpcnb" in line]
+    return processes + [str(path) for path in (host.folder / "tmp").glob("hpcnb-*/*")]
+
+
+@pytest.fixture(scope="module")
+def hosts():
+    with Hosts(3) as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def many(hosts):
+    """Two ranks on each of two hosts."""
+    cluster = on_hosts(hosts, ["n1", "n2"], 4, mesh="dp=2,tp=2", name="many").start()
+    yield cluster
+    cluster.stop()
+    for name in ("n1", "n2"):
+        wait_until(lambda name=name: not leftovers(hosts[name]), 5)
+
+
+@pytest.fixture
+def cluster(many):
+    yield many
+    if many.selection_context().failed & (hpcnb.core.ranks.RankSet.all(4) - many.alive):
+        many.restart_rank()
+    assert many.run("%reset -f").ok
+
+
+def test_cells_run_on_all_hosts_as_on_one(cluster):
+    result = cluster.run(
+        "import os, socket, torch, torch.distributed as dist\n"
+        "x = torch.full((3,), float(rank))\ndist.all_reduce(x)\n"
+        "y = torch.full((3,), float(rank))\ndist.all_reduce(y, group=mesh.get_group('dp'))\n"
+        "print('said by all'); print(f'rank {rank}')\n"
+        "(socket.gethostname(), local_rank, int(os.environ['LOCAL_WORLD_SIZE']), x[0].item(), y[0].item())"
+    )
+    assert result.values == {
+        0: "('n1', 0, 2, 6.0, 2.0)", 1: "('n1', 1, 2, 6.0, 4.0)", 2: "('n2', 0, 2, 6.0, 2.0)", 3: "('n2', 1, 2, 6.0, 4.0)",
+    }  # fmt: skip
+    assert [(str(item.ranks), item.text) for item in result.items if item.kind == "stdout"] == [
+        ("0-3", "said by all"), ("0", "rank 0"), ("1", "rank 1"), ("2", "rank 2"), ("3", "rank 3"),
+    ]  # fmt: skip
+    breakdown = result.breakdown
+    assert set(breakdown["rank"]) == {0, 1, 2, 3}
+    assert set(cluster.run("rank", on="host=n2").values) == {2, 3}
+    assert [row["host"] for row in cluster.status()] == ["n1", "n1", "n2", "n2"]
+    assert cluster.call(os.getpid).keys() == {0, 1, 2, 3}
+
+
+def test_ipyparallel_reaches_the_same_engines(cluster):
+    cluster.run("mine = rank * 10")
+    assert cluster.client[:]["mine"] == [0, 10, 20, 30]
+
+
+def test_a_rank_that_raises_releases_the_others_on_all_hosts(cluster):
+    cluster.run("import torch, torch.distributed as dist\nkept = rank")
+    began_s = time.monotonic()
+    result = cluster.run("if rank == 3:\n    1 / 0\ndist.all_reduce(torch.ones(2))")
+    assert time.monotonic() - began_s < 10
+    assert result.errors[3].ename == "ZeroDivisionError"
+    assert all(result.errors[rank].is_released for rank in (0, 1, 2))
+    assert "ranks 0-2 were in  all_reduce #1" in result.failure_text()
+    assert cluster.run("x = torch.ones(1)\ndist.all_reduce(x)\n(kept, x.item())").values == {
+        rank: str((rank, 4.0)) for rank in range(4)
+    }
+
+
+def test_a_rank_that_leaves_is_named(cluster):
+    result = cluster.run("import torch, torch.distributed as dist\nif rank != 1:\n    dist.barrier()")
+    assert "rank 1 ended the cell without it" in result.failure_text()
+    assert "ranks 0,2,3 were in  barrier" in result.failure_text()
+
+
+def test_an_interrupt_stops_all_hosts_at_one_step(cluster):
+    timer = threading.Timer(1.0, cluster.interrupt)
+    timer.start()
+    source = "import time\nfor turn in hpc.progress(range(10**6)):\n    time.sleep(0.01 * (1 + rank))"
+    result = cluster.execute(CellRequest(source, timeout_s=30))
+    timer.join()
+    assert result.interrupted
+    assert len(set(cluster.run("turn").values.values())) == 1
+
+
+def test_an_interrupt_ends_a_collective_on_all_hosts(cluster):
+    cluster.run("import torch, torch.distributed as dist\nkept = rank")
+    timer = threading.Timer(1.0, cluster.interrupt)
+    timer.start()
+    result = cluster.execute(CellRequest("while True:\n    dist.all_reduce(torch.ones(1000))", timeout_s=30))
+    timer.join()
+    assert result.interrupted
+    assert not result.busy
+    assert cluster.run("x = torch.ones(1)\ndist.all_reduce(x)\n(kept, x.item())").values[3] == "(3, 4.0)"
+
+
+def test_a_dead_rank_is_replaced_on_its_host(cluster, hosts):
+    cluster.run("import torch, torch.distributed as dist\nkept = rank")
+    result = cluster.run("import os, signal\nif rank == 2:\n    os.kill(os.getpid(), signal.SIGKILL)\ndist.barrier()")
+    assert result.exits == {2: -signal.SIGKILL}
+    assert "SIGKILL" in result.failure_text()
+    assert cluster.restart_rank().ranks == hpcnb.core.ranks.RankSet([2])
+    assert cluster.run(
+        "import torch.distributed as dist, torch\nx = torch.ones(1)\ndist.all_reduce(x)\nx.item()"
+    ).values == {rank: "4.0" for rank in range(4)}
+    assert cluster.status()[2]["host"] == "n2"
+
+
+def test_a_kernel_that_comes_back_finds_names_and_running_cells(hosts):
+    cluster = on_hosts(hosts, "n3", 2, name="leaves", idle_timeout_s=60).start()
+    try:
+        cluster.run("kept = rank + 5")
+        cluster.detach()
+        cluster = hpcnb.attach("leaves")
+        assert cluster.run("kept").values == {0: "5", 1: "6"}
+        assert cluster.launcher == "ssh"
+    finally:
+        cluster.stop()
+    wait_until(lambda: not leftovers(hosts["n3"]), 5)
+
+
+# --- hosts that fail ------------------------------------------------------------------------------------------
+
+
+def harmed(cluster, harm, source="while True:\n    dist.all_reduce(x)\n    x.fill_(1)"):
+    """A cell during which something happens, and seconds from then to the prompt."""
+    cluster.run("import torch, torch.distributed as dist\nx = torch.ones(4)\nkept = rank")
+    happened = []
+
+    def do():
+        happened.append(time.monotonic())
+        harm()
+
+    timer = threading.Timer(1.0, do)
+    timer.start()
+    result = cluster.execute(CellRequest(source, timeout_s=60))
+    took_s = time.monotonic() - happened[0]
+    timer.join()
+    return result, took_s
+
+
+def goes_on(cluster):
+    """Names on living ranks are there; lost ranks come back."""
+    assert cluster.run("kept", on="0,1").values == {0: "0", 1: "1"}
+    cluster.restart_rank()
+    source = "import torch, torch.distributed as dist\nx = torch.ones(1)\ndist.all_reduce(x)\nx.item()"
+    assert cluster.run(source).values == dict.fromkeys(range(4), "4.0")
+    assert cluster.run("kept", on="0,1").values == {0: "0", 1: "1"}
+
+
+def test_a_killed_agent_is_told_of_at_once_and_comes_back(cluster, hosts):
+    def kill():
+        pids = [line.split()[0] for line in hosts["n2"].processes() if "-m hpcnb.node" in line]
+        hosts["n2"].run("kill", "-9", pids[0])
+
+    result, took_s = harmed(cluster, kill)
+    assert took_s < 5
+    assert "the agent of node n2 ended" in result.failure_text()
+    assert set(result.exits) == {2, 3}
+    goes_on(cluster)
+
+
+def test_a_host_without_power_is_given_up_and_comes_back(hosts):
+    with on_hosts(hosts, ["n1", "n3"], 4, name="power", silence_s=3) as cluster:
+        result, took_s = harmed(cluster, lambda: hosts.off("n3"))
+        assert took_s < 6
+        assert "node n3 has not answered for 3 s" in result.failure_text()
+        assert [row["state"] for row in cluster.status()][2:] == ["dead", "dead"]
+        hosts.on("n3")
+        goes_on(cluster)
+    for name in ("n1", "n3"):
+        wait_until(lambda name=name: not [line for line in leftovers(hosts[name]) if "power" in line], 5)
+
+
+def test_a_host_that_was_cut_off_ends_itself_and_can_be_started_again(hosts):
+    with on_hosts(hosts, ["n1", "n3"], 4, name="cut", silence_s=3) as cluster:
+        try:
+            result, _ = harmed(cluster, lambda: hosts.link("n3", up=False))
+        finally:
+            hosts.link("n3", up=True)
+        assert "node n3 has not answered for 3 s" in result.failure_text()
+        wait_until(lambda: not leftovers(hosts["n3"]), 30)
+        goes_on(cluster)
+
+
+# --- launches that fail ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"hosts": "n1,n9", "address": "10.77.0.254"}, "ssh to n9 failed: .*n9.*; try  ssh n9 true"),
+        ({"hosts": "nowhere.invalid"}, "host 'nowhere.invalid' cannot be reached from here"),
+        ({"python": "/opt/no/python"}, "node n1 has no interpreter /opt/no/python"),
+        ({"python": "/usr/bin/python3"}, "node n1 .*(no hpcnb for|lacks a module|runs hpcnb)"),
+        ({"setup": "cd /no/such/folder"}, "node n1 .*no/such/folder"),
+        ({"port": 2222}, "ssh to n1 failed: .*Connection refused"),
+    ],
+)
+def test_a_launch_that_fails_says_why(hosts, options, words):
+    began_s = time.monotonic()
+    with pytest.raises((LaunchError, OptionError), match=words):
+        on_hosts(hosts, options.pop("hosts", "n1"), name="fails", **options).start()
+    assert time.monotonic() - began_s < 30
+    wait_until(lambda: not [line for line in leftovers(hosts["n1"]) if "fails" in line], 5)
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "options", "words"),
+    [
+        (4, {}, "launcher ssh needs the names of hosts"),
+        (1, {"hosts": "n1,n2"}, "1 rank cannot be spread over 2 nodes"),
+        (5, {"hosts": "n1,n2", "ranks_per_node": 2}, "2 nodes with 2 ranks each are 4 ranks, not 5"),
+        (4, {"hosts": "n1", "jmup": "x"}, r"no option 'jmup' \(did you mean jump\?\)"),
+        (4, {"hosts": ["-oProxyCommand=x"]}, "launcher ssh needs the names of hosts"),
+    ],
+)
+def test_options_are_checked_before_anything_starts(num_ranks, options, words):
+    with pytest.raises(OptionError, match=words):
+        Cluster(num_ranks, launcher="ssh", **options)
