@@ -90,6 +90,8 @@ class Cluster:
         machine.check_platform()
         if num_ranks is None and mesh is not None:
             num_ranks = MeshSpec.parse(mesh).num_ranks
+        if launcher != "local" and python is not None:  # of the ranks: the head runs on the notebook's
+            launcher_options["python"], python = python, None
         self._launcher_options = launcher_options
         self._launcher = make_launcher(launcher, num_ranks, launcher_options)
         if self._launcher is not None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import zmq
 
+from hpcnb.core import alive
 from hpcnb.core import messages as m
 from hpcnb.core.launch import AgentSpec, RunFolder, Ticket, agent_environment, runtime_root
 from hpcnb.core.version import __version__
@@ -124,7 +125,9 @@ def _ask(ticket: Ticket, node: int) -> tuple[AgentSpec, dict[str, bytes], str]:
 
 
 def _prepare(spec: AgentSpec, files: dict[str, bytes]) -> RunFolder:
-    folder = RunFolder.create(f"{spec.cluster_name}-{spec.node}", root=runtime_root("nodes"))
+    root = runtime_root("nodes")
+    _clean(root)
+    folder = RunFolder.create(f"{spec.cluster_name}-{spec.node}", root=root)
     spec.save(folder.spec)
     for name, content in files.items():
         path = folder.path / name
@@ -136,6 +139,18 @@ def _prepare(spec: AgentSpec, files: dict[str, bytes]) -> RunFolder:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
     return folder
+
+
+def _clean(root: Path) -> None:
+    """Remove what agents have left that could not do so: the node lost its power, or they were killed."""
+    for path in root.glob("*") if root.is_dir() else ():
+        left = RunFolder(path)
+        try:
+            pulse = alive.feel(left)
+        except OSError:
+            continue  # it is not ours to judge
+        if pulse.began and not pulse.pid:
+            left.remove()
 
 
 def _become_agent(spec: AgentSpec, folder: RunFolder, own_address: str) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from hpcnb.core.errors import MagicError
-from hpcnb.core.launch import IDLE_TIMEOUT_S
+from hpcnb.core.launch import IDLE_TIMEOUT_S, SILENCE_S
 from hpcnb.core.watch import GRACE_S
 
 __all__ = [
@@ -46,6 +46,9 @@ class StartOptions:
     threads_per_rank: int | None = None
     grace_s: float | None = GRACE_S
     auto_restart: bool = False
+    python: str | None = None
+    silence_s: float = SILENCE_S
+    launcher_options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,21 @@ _START_FLAGS = {
     "--idle-timeout": "end the cluster so many seconds after the last notebook has gone; 8 hours by default, 0 at once",
     "--grace": "release ranks that wait in vain after so many seconds, 1 by default; off for never",
     "--auto-restart": "replace ranks that die by themselves",
-    "--launcher": "who starts the ranks: local",
+    "--launcher": "where ranks run: local (this machine), ssh (--hosts)",
+    "--silence": "give a node up that has not answered for so many seconds; 8 by default",
+    "--hosts": "for ssh: names of hosts, n1,n2,n3; also user@host",
+    "--ranks-per-node": "how many ranks each node has; otherwise RANKS are spread evenly",
+    "--python": "interpreter of the ranks; by default the notebook's, at the same path on every node",
+    "--setup": "for ssh: shell command that runs before Python, for example 'source env.sh'",
+    "--user": "for ssh: login name",
+    "--port": "for ssh: of the hosts' sshd",
+    "--jump": "for ssh: host to go through",
+    "--ssh-config": "for ssh: configuration file, instead of ~/.ssh/config",
+    "--address": "IP address of this machine that the nodes reach",
 }
+#: Those that go to the launcher; numbers among them.
+_LAUNCHER_FLAGS = ("--hosts", "--ranks-per-node", "--setup", "--user", "--port", "--jump", "--ssh-config", "--address")
+_LAUNCHER_NUMBERS = ("--ranks-per-node", "--port")
 _CHECK_FLAGS = {
     "--axis": "mesh axis along which ranks should hold the same; dp by default",
     "--rng": "compare the random number generators too",
@@ -98,7 +114,7 @@ _CHECK_FLAGS = {
 VERBS: dict[str, Verb] = {
     "start": Verb(
         "start [RANKS] [--mesh dp=2,tp=2] [--name NAME] [--threads N] [--idle-timeout SECONDS] [--grace SECONDS|off] "
-        "[--auto-restart] [--launcher local]",
+        "[--auto-restart] [--launcher ssh --hosts n1,n2]",
         "start ranks; without a number one per GPU, else one per core up to 4",
         options={"RANKS": "how many", **_START_FLAGS},
     ),
@@ -317,6 +333,12 @@ def _parse_start(words: list[str]) -> StartOptions:
             options["threads_per_rank"] = _positive(flag, value, int)
         elif flag == "--idle-timeout":
             options["idle_timeout_s"] = _positive(flag, value, float, allow_zero=True)
+        elif flag == "--silence":
+            options["silence_s"] = _positive(flag, value, float)
+        elif flag in _LAUNCHER_FLAGS:
+            name = flag.removeprefix("--").replace("-", "_")
+            given_to = options.setdefault("launcher_options", {})
+            given_to[name] = _positive(flag, value, int) if flag in _LAUNCHER_NUMBERS else value
         else:
             options[flag.removeprefix("--")] = value
     return StartOptions(**options)

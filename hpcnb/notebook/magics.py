@@ -96,6 +96,9 @@ class HpcMagics(Magics):
             idle_timeout_s=asked.idle_timeout_s,
             grace_s=asked.grace_s,
             auto_restart=asked.auto_restart,
+            python=asked.python,
+            silence_s=asked.silence_s,
+            **asked.launcher_options,
         )
         show.start(self.shell, cluster)
 

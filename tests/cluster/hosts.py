@@ -37,7 +37,7 @@ PermitRootLogin prohibit-password
 PasswordAuthentication no
 UsePAM no
 PidFile {folder}/sshd.pid
-SetEnv PATH={path} TMPDIR={folder}/tmp
+SetEnv PATH={path} TMPDIR={folder}/tmp PYTHONPATH={python_path}
 MaxStartups 100
 MaxSessions 100
 """
@@ -174,7 +174,8 @@ class Hosts:
             homes = (":".join([*f[:5], f"{host.folder}/home" if f[0] == "root" else f[5], *f[6:]]) for f in passwd)
             (host.folder / "passwd").write_text("\n".join(homes) + "\n")
             path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-            words = {"ip": host.ip, "folder": host.folder, "keys": self._keys, "path": path, "name": host.name}
+            words = {"ip": host.ip, "folder": host.folder, "keys": self._keys, "path": path, "name": host.name,
+                     "python_path": os.environ.get("PYTHONPATH", "")}  # fmt: skip
             (host.folder / "sshd_config").write_text(_SSHD.format(**words))
             (host.folder / "init.sh").write_text(_INIT.format(**words))
 

@@ -115,6 +115,6 @@ def problem_of(host: str, python: str, said: Sequence[str]) -> Problem:
         )
     if "No module named" in last:
         return Problem(f"node {host}: {python} lacks a module: {last}", lines)
-    if "not found" in last or "No such file" in last:
+    if python in last and ("not found" in last or "No such file" in last):
         return Problem(f"node {host} has no interpreter {python}; choose one that is there: python=...", lines)
     return Problem(f"node {host} did not start: {last or 'it said nothing'}", lines[:-1])

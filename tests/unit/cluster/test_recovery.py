@@ -56,6 +56,9 @@ class FakeCluster:
             self._rejoining.put(m.RankReady(rank, 1, "n1", "cpu", {}))
             self.alive |= RankSet([rank])
 
+    async def bring_back(self, ranks, *, timeout_s):
+        """All are on a node that is here."""
+
     @contextlib.contextmanager
     def rejoining(self, ranks):
         yield self._rejoining
