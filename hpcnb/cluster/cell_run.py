@@ -267,6 +267,7 @@ class CellRun:
             message.spans,
             message.strings,
             message.spans_lost,
+            message.offsets_ns,
         )
         return actions
 

@@ -110,6 +110,7 @@ class RawSpans:
     records: dict[int, bytes]
     strings: dict[int, dict[int, str]]
     lost: dict[int, int]
+    offsets_ns: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(repr=False)
@@ -234,7 +235,7 @@ class CellResult:
                 RankCell.from_bytes(
                     rank, *times, self.spans.records.get(rank, b""), self.spans.strings.get(rank, {}),
                     self.spans.lost.get(rank, 0),
-                )
+                ).shifted(-self.spans.offsets_ns.get(rank, 0))
                 for rank, times in sorted(self.spans.times.items())
             ),
         )  # fmt: skip

@@ -20,6 +20,7 @@ from hpcnb.core.rank_facts import RankFacts
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.version import __version__
 from hpcnb.node import store
+from hpcnb.node.clock import ClockOffset
 from hpcnb.node.door import Watching
 from hpcnb.node.levels import Above
 from hpcnb.node.merge import Merge
@@ -34,6 +35,7 @@ __all__ = ["Branches"]
 LOG = logging.getLogger(__name__)
 #: Nodes are asked so often whether they are there.
 _PING_S = 0.5
+_FIRST_PINGS = 5
 #: An agent whose connection has ended is lost after so long: what it said before has arrived then.
 _AGAIN_S = 0.2
 #: A node that was told to end its ranks says so within so long.
@@ -58,6 +60,7 @@ class _Branch:
     facts_s: float = float("-inf")
     last: dict[int, str] = field(default_factory=dict)  # what each rank waited in when it was last heard of
     ended: bool = False  # it said so
+    clock: ClockOffset = field(default_factory=ClockOffset)
 
     @property
     def is_here(self) -> bool:
@@ -168,14 +171,17 @@ class Branches:
         if now_s < self._ping_due_s:
             return
         self._ping_due_s = now_s + _PING_S
-        self._num_pings += 1
         for branch in self._branches:
             if not branch.is_here:
                 continue
-            self._send(branch, m.Ping(self._num_pings, time.perf_counter_ns()))
+            self._ping(branch)
             silent_s = now_s - branch.heard_s
             if silent_s >= self._spec.silence_s:
                 self._lose(branch, f"node {branch.host} has not answered for {silent_s:.0f} s")
+
+    def _ping(self, branch: _Branch) -> None:
+        self._num_pings += 1
+        self._send(branch, m.Ping(self._num_pings, time.perf_counter_ns()))
 
     def finish(self, reason: str) -> None:
         """End all nodes."""
@@ -259,8 +265,10 @@ class Branches:
             return
         self._server.welcome(client, "node")
         branch.client, branch.host, branch.started_ns = client, hello.host, hello.started_ns
-        branch.heard_s, branch.gone_s = self._clock(), None
+        branch.heard_s, branch.gone_s, branch.clock = self._clock(), None, ClockOffset()
         self._server.send(client, m.NodeWelcome(self._spec.silence_s))
+        for _ in range(_FIRST_PINGS):  # so that its clock is known before its first cell
+            self._ping(branch)
         self._above.tell(m.NodeJoined(hello.node, hello.host, branch.ranks))
 
     def _lose(self, branch: _Branch, why: str) -> None:
@@ -288,7 +296,7 @@ class Branches:
     def _heard(self, branch: _Branch, message: m.Message) -> None:  # noqa: C901, PLR0912 - one branch per message
         match message:
             case m.Pong():
-                pass  # it is there
+                branch.clock.exchanged(message.sent_ns, message.node_ns, time.perf_counter_ns())
             case m.RankReady():
                 branch.pids[message.rank] = message.pid
                 self._above.tell(message)
@@ -315,6 +323,8 @@ class Branches:
             case m.Seen():
                 self._above.mention(message)
             case _ if (merge := self._cells.get(getattr(message, "cell", 0))) is not None:
+                if isinstance(message, m.CellDone) and (offset_ns := branch.clock.estimate_ns):
+                    message = dataclasses.replace(message, offsets_ns=dict.fromkeys(message.spans, offset_ns))
                 self._say(merge.hear(branch.node, message, self._clock()))
             case _:
                 pass  # of a cell that is over

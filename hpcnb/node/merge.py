@@ -38,6 +38,7 @@ class Merge:
         self._spans: dict[int, bytes] = {}
         self._strings: dict[int, dict[int, str]] = {}
         self._spans_lost: dict[int, int] = {}
+        self._offsets_ns: dict[int, int] = {}
 
     @property
     def due_s(self) -> float:
@@ -67,6 +68,7 @@ class Merge:
                 self._spans |= message.spans
                 self._strings |= message.strings
                 self._spans_lost |= message.spans_lost
+                self._offsets_ns |= message.offsets_ns
                 return self.ended(node, message.done_ns)
             case _:  # a picture, a question: it stands after what was said before
                 return [*self._output(), message]
@@ -80,7 +82,8 @@ class Merge:
         if self.waiting:
             return []
         replies, self._replies = self._replies, []
-        done = m.CellDone(self.cell, replies, self._spans, self._strings, self._spans_lost, now_ns)
+        kept = (self._spans, self._strings, self._spans_lost)
+        done = m.CellDone(self.cell, replies, *kept, now_ns, self._offsets_ns)
         return [*self._output(), *self._progress(), done]
 
     def tick(self, now_s: float) -> list[m.Message]:

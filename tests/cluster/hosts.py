@@ -3,7 +3,7 @@
 The process that makes them is the *head*: tools/private_network.sh has put it into network, mount and UTS namespaces
 of its own, so nothing here is seen outside, and all of it is gone when that process ends. Hosts are named n1, n2, …;
 each has its own network stack (a veth on the head's bridge, rate-limited on wish), hostname, process ids, /dev/shm,
-home and TMPDIR. They share the file system else, one kernel and one clock.
+monotonic clock (where the kernel can), home and TMPDIR. They share the file system else, and one kernel.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class Hosts:
         host = self.hosts[name]
         (host.folder / "sshd.pid").unlink(missing_ok=True)
         outer = subprocess.Popen(
-            ["unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--kill-child",
+            ["unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--kill-child", *self._clock(name),
              "sh", str(host.folder / "init.sh")],
             stdin=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
@@ -212,6 +212,12 @@ class Hosts:
         outer.stdin.write(b"\n")
         outer.stdin.close()
         _await(lambda: _listens(host.ip), f"{name}: sshd does not start")
+
+    @staticmethod
+    def _clock(name: str) -> list[str]:
+        """Monotonic clocks begin when a machine does; hosts that all show the head's would hide mistakes."""
+        clock = ["--time", "--monotonic", f"{1000 * int(name[1:])}"]
+        return clock if subprocess.run(["unshare", "--fork", *clock, "true"], check=False).returncode == 0 else []
 
     def off(self, name: str) -> None:
         """Power off: all its processes end at once, and no FIN or RST reaches anyone."""

@@ -93,6 +93,17 @@ def test_cells_run_on_all_hosts_as_on_one(cluster):
     assert cluster.call(os.getpid).keys() == {0, 1, 2, 3}
 
 
+def test_time_is_told_by_one_clock(cluster):
+    clocks = cluster.run("import time, torch, torch.distributed as dist\ntime.perf_counter()").values
+    apart_s = float(clocks[2]) - float(clocks[0])
+    result = cluster.run("if rank == 3:\n    time.sleep(0.5)\ndist.all_reduce(torch.ones(1000))")
+    breakdown = result.breakdown.groupby(["rank", "category"])["duration_ms"].sum()
+    for rank in range(3):
+        assert 400 < breakdown[rank, "communication_wait"] < 600, f"clocks {apart_s:.0f} s apart:\n{breakdown}"
+    sums = result.breakdown.groupby("rank")["duration_ms"].sum()
+    assert sums.max() - sums.min() < 0.02 * sums.max()
+
+
 def test_ipyparallel_reaches_the_same_engines(cluster):
     cluster.run("mine = rank * 10")
     assert cluster.client[:]["mine"] == [0, 10, 20, 30]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Any
 
 from hpcnb.core.messages.codec import Message, message
@@ -250,4 +251,5 @@ class CellDone(Message):
     spans: dict[int, bytes]  # records of each rank, SPAN each
     strings: dict[int, dict[int, str]]  # that its records name, by number
     spans_lost: dict[int, int]
-    done_ns: int  # node's clock
+    done_ns: int  # agent's clock
+    offsets_ns: dict[int, int] = field(default_factory=dict)  # by rank: its node's clock less the agent's; 0 where none
