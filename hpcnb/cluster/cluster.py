@@ -285,6 +285,8 @@ class Cluster:
         """End ranks, agent and controller, and remove what they left. Does nothing if not started."""
         if (node := self._let_go()) is not None:
             node.stop("stopped from the notebook")
+            if self._submitter.nodes is not None:
+                self._submitter.nodes.ended()
 
     def detach(self) -> None:
         """Let go: the cluster goes on, with all names, until its idle timeout; ``hpcnb.attach`` takes it again."""
@@ -294,8 +296,10 @@ class Cluster:
 
     def leave(self) -> None:
         """Stop the cluster, but let go of it if other notebooks are connected."""
-        if (node := self._let_go()) is not None:
-            node.leave("its last notebook ended")
+        node = self._let_go()
+        has_ended = node is not None and node.leave("its last notebook ended")
+        if has_ended and self._submitter.nodes is not None:
+            self._submitter.nodes.ended()
 
     def end_soon(self) -> None:
         """Tell the agent that this notebook will end and will not come back; returns at once, from any thread."""

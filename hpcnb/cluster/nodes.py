@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from hpcnb.cluster.inbox import Inbox
 from hpcnb.cluster.launchers.nodes import NodeLauncher, Problem
+from hpcnb.core import lifecycle, watch
 from hpcnb.core import messages as m
-from hpcnb.core import watch
 from hpcnb.core.errors import CellInterrupted, ClusterStateError, LaunchError, LinkError
 from hpcnb.core.launch import AgentSpec, Ticket
 from hpcnb.core.ranks import RankSet
@@ -33,6 +33,7 @@ class Nodes:
         self._launcher: NodeLauncher | None = None
         self._here: set[int] = set()
         self._address = ""
+        self._told = ""
         firsts = [sum(spec.layout[:node]) for node in range(len(spec.layout))]
         self._ranks = [RankSet(range(first, first + count)) for first, count in zip(firsts, spec.layout, strict=True)]
 
@@ -56,6 +57,17 @@ class Nodes:
         ticket = Ticket(spec.cluster_name, self._address, spec.server_public, spec.nodes_public, spec.nodes_secret)
         self._launcher.launch(ticket, range(len(spec.layout)) if nodes is None else nodes)
 
+    def step(self, message: object) -> list[lifecycle.Event]:
+        """While the cluster starts: launch when the head listens; returns what is new of the launch."""
+        if isinstance(message, m.Listening):
+            self.launch()
+        if (problem := self.look()) is not None:
+            return [lifecycle.StartFailure(problem.reason, problem.lines, problem.version_mismatch)]
+        if (words := self.words()) in ("", self._told):
+            return []
+        self._told = words
+        return [lifecycle.NodesWait(words)]
+
     def look(self) -> Problem | None:
         """Whether a node will not start."""
         return self._launcher.look() if self._launcher is not None else None
@@ -64,10 +76,25 @@ class Nodes:
         """How far the launch is; "" for nothing of note."""
         return self._launcher.words() if self._launcher is not None else ""
 
+    @property
+    def is_queued(self) -> bool:
+        """Whether a scheduler has yet to begin."""
+        return self._launcher is not None and self._launcher.is_queued
+
+    def started(self) -> None:
+        """All that were launched have joined."""
+        if self._launcher is not None:
+            self._launcher.started()
+
     def cancel(self) -> None:
         """Give up what has not joined."""
         if self._launcher is not None:
             self._launcher.cancel()
+
+    def ended(self) -> None:
+        """The cluster has ended."""
+        if self._launcher is not None:
+            self._launcher.ended()
 
     async def bring_back(self, ranks: RankSet, inbox: Inbox, *, timeout_s: float) -> None:
         """Start nodes again that are lost and had some of these ranks.
@@ -97,11 +124,14 @@ class Nodes:
                     raise LinkError(msg)
                 if (problem := self.look()) is not None:
                     raise LaunchError("\n    ".join([problem.reason, *problem.lines]))
+                if self.is_queued:
+                    until_s = time.monotonic() + timeout_s
                 if time.monotonic() > until_s:
                     numbers = ", ".join(map(str, missing))
                     msg = (
                         f"node {numbers} has not joined within {timeout_s:.0f} s; {self.words() or 'nothing is known'}"
                     )
                     raise LaunchError(msg)
+            self.started()
         finally:
             self.cancel()

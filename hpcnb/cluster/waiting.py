@@ -117,10 +117,13 @@ def await_ready(
     """
     deadline_s = time.monotonic() + timeout_s
     try:
-        return _await_ready(node, inbox, state, deadline_s, timeout_s, on_stage, nodes)
+        state = _await_ready(node, inbox, state, deadline_s, timeout_s, on_stage, nodes)
+        if nodes is not None:
+            nodes.started()
     finally:
         if nodes is not None:
             nodes.cancel()
+    return state
 
 
 def _await_ready(
@@ -135,15 +138,15 @@ def _await_ready(
     while state.phase == "starting":
         message = inbox.take(_TICK_S)
         events = [] if message is None else _lifecycle_events(message)
-        if isinstance(message, m.Listening) and nodes is not None:
-            nodes.launch()
-        if nodes is not None and (problem := nodes.look()) is not None:
-            events.append(lifecycle.StartFailure(problem.reason, problem.lines, problem.version_mismatch))
+        if nodes is not None:
+            events += nodes.step(message)
+            if nodes.is_queued:  # as long as the scheduler likes
+                deadline_s = time.monotonic() + timeout_s
         if message is None:
             if (status := node.agent.ended()) is not None:
                 events = [lifecycle.AgentEnded(f"the node agent ended with status {status}", node.agent.log_lines())]
             elif time.monotonic() > deadline_s:
-                events = [lifecycle.Deadline(timeout_s)]
+                events = [lifecycle.Deadline(timeout_s, nodes.words() if nodes is not None else "")]
         for event in events:
             state, actions = lifecycle.advance(state, event)
             for action in actions:

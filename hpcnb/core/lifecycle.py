@@ -16,6 +16,7 @@ __all__ = [
     "Lifecycle",
     "Linked",
     "NodeIsHere",
+    "NodesWait",
     "RankEnded",
     "RankIsReady",
     "Ready",
@@ -45,6 +46,13 @@ class StageEnded:
 
     name: str
     duration_ms: float
+
+
+@dataclass(frozen=True)
+class NodesWait:
+    """How far the launch of nodes is, in words: ``job 17 is queued``."""
+
+    words: str
 
 
 @dataclass(frozen=True)
@@ -90,12 +98,24 @@ class AgentEnded:
 
 @dataclass(frozen=True)
 class Deadline:
-    """The time for the start is over."""
+    """The time for the start is over; what nodes were waited for, in words."""
 
     timeout_s: float
+    waiting: str = ""
 
 
-Event = NodeIsHere | Linked | Refusal | StageEnded | RankIsReady | RankEnded | StartFailure | AgentEnded | Deadline
+Event = (
+    NodesWait
+    | NodeIsHere
+    | Linked
+    | Refusal
+    | StageEnded
+    | RankIsReady
+    | RankEnded
+    | StartFailure
+    | AgentEnded
+    | Deadline
+)
 
 
 @dataclass(frozen=True)
@@ -156,6 +176,8 @@ def advance(state: Lifecycle, event: Event) -> tuple[Lifecycle, list[Action]]:  
     if isinstance(event, StageEnded):
         state = replace(state, stages=(*state.stages, event.name))
         return state, [Tell(f"{event.name} {event.duration_ms / 1000:.1f} s")]
+    if isinstance(event, NodesWait):
+        return state, [Tell(event.words)]
     if isinstance(event, NodeIsHere):
         state = replace(state, nodes=state.nodes | RankSet([event.node]))
         return state, [Tell(f"node {event.host} joined, {len(state.nodes)} so far")]
@@ -184,7 +206,8 @@ def _failure(state: Lifecycle, event: Event) -> Fail:
     nothing = "the agent answered" if state.linked else "nothing, the agent did not answer"
     reached = ", ".join(state.stages) or nothing
     missing = RankSet.all(state.world_size) - state.ready
-    return Fail(f"{missing.words()} not ready after {timeout_s:.0f} s; done so far: {reached}")
+    waiting = f"; {event.waiting}" if isinstance(event, Deadline) and event.waiting else ""
+    return Fail(f"{missing.words()} not ready after {timeout_s:.0f} s; done so far: {reached}{waiting}")
 
 
 def _with_log(reason: str, lines: tuple[str, ...]) -> str:

@@ -46,11 +46,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--node", type=int, default=None, help="number of the node; by default what srun or mpiexec says"
     )
+    parser.add_argument(
+        "--nodes", default="", help="numbers of all nodes that are started, 0,1,2: this one is among them"
+    )
     parser.add_argument("--ticket", type=Path, help="file with the ticket; by default it comes on stdin")
     parser.add_argument("--stay", action="store_true", help="do not go to the background")
     options = parser.parse_args(arguments)
     try:
-        spec, files, own_address = _ask(_ticket(options.ticket), _number(options.node))
+        spec, files, own_address = _ask(_ticket(options.ticket), _number(options.node, options.nodes))
         folder = _prepare(spec, files)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
@@ -80,12 +83,18 @@ def _ticket(path: Path | None) -> Ticket:
     return Ticket.of_text(os.environ.pop(TICKET_VARIABLE, "") or sys.stdin.readline())
 
 
-def _number(asked: int | None) -> int:
+def _number(asked: int | None, of_all: str) -> int:
     said = [os.environ[name] for name in _NUMBERS if os.environ.get(name, "").isdecimal()]
     if asked is None and not said:
         msg = f"which node this is says neither --node nor any of {', '.join(_NUMBERS)}"
         raise ValueError(msg)
-    return int(said[0]) if asked is None else asked
+    if asked is not None:
+        return asked
+    numbers = [int(each) for each in of_all.split(",") if each.isdecimal()] or list(range(int(said[0]) + 1))
+    if int(said[0]) >= len(numbers):
+        msg = f"this is task {said[0]}, and {len(numbers)} nodes are to be started"
+        raise ValueError(msg)
+    return numbers[int(said[0])]
 
 
 def _ask(ticket: Ticket, node: int) -> tuple[AgentSpec, dict[str, bytes], str]:

@@ -90,12 +90,20 @@ _START_FLAGS = {
     "--idle-timeout": "end the cluster so many seconds after the last notebook has gone; 8 hours by default, 0 at once",
     "--grace": "release ranks that wait in vain after so many seconds, 1 by default; off for never",
     "--auto-restart": "replace ranks that die by themselves",
-    "--launcher": "where ranks run: local (this machine), ssh (--hosts)",
+    "--launcher": "where ranks run: local (this machine), ssh (--hosts), slurm (--nodes)",
     "--silence": "give a node up that has not answered for so many seconds; 8 by default",
     "--hosts": "for ssh: names of hosts, n1,n2,n3; also user@host",
+    "--nodes": "for slurm: how many; by default those of the allocation that this notebook is in, else one",
+    "--partition": "for slurm: queue",
+    "--time": "for slurm: limit of the job, 1:30:00",
+    "--account": "for slurm: to be charged",
+    "--constraint": "for slurm: features that nodes must have",
+    "--gpus-per-node": "for slurm: GPUs of each node",
+    "--cpus-per-node": "for slurm: processors of each node; by default one per rank",
+    "--srun": "for slurm: more options of srun, in quotation marks",
     "--ranks-per-node": "how many ranks each node has; otherwise RANKS are spread evenly",
     "--python": "interpreter of the ranks; by default the notebook's, at the same path on every node",
-    "--setup": "for ssh: shell command that runs before Python, for example 'source env.sh'",
+    "--setup": "for ssh and slurm: shell command that runs before Python, for example 'source env.sh'",
     "--user": "for ssh: login name",
     "--port": "for ssh: of the hosts' sshd",
     "--jump": "for ssh: host to go through",
@@ -103,8 +111,11 @@ _START_FLAGS = {
     "--address": "IP address of this machine that the nodes reach",
 }
 #: Those that go to the launcher; numbers among them.
-_LAUNCHER_FLAGS = ("--hosts", "--ranks-per-node", "--setup", "--user", "--port", "--jump", "--ssh-config", "--address")
-_LAUNCHER_NUMBERS = ("--ranks-per-node", "--port")
+_LAUNCHER_FLAGS = (
+    "--hosts", "--ranks-per-node", "--setup", "--user", "--port", "--jump", "--ssh-config", "--address", "--nodes",
+    "--partition", "--time", "--account", "--constraint", "--gpus-per-node", "--cpus-per-node", "--srun",
+)  # fmt: skip
+_LAUNCHER_NUMBERS = ("--ranks-per-node", "--port", "--nodes", "--gpus-per-node", "--cpus-per-node")
 _CHECK_FLAGS = {
     "--axis": "mesh axis along which ranks should hold the same; dp by default",
     "--rng": "compare the random number generators too",

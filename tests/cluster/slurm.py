@@ -121,6 +121,10 @@ class Slurm:
         """Ids of jobs that wait or run."""
         return _run("squeue", "-h", "-o", "%i").split()
 
+    def cancel(self, job: str) -> None:
+        """End a job."""
+        _run("scancel", job)
+
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(subprocess.SubprocessError):
             _run("scancel", "-u", "root")

@@ -48,8 +48,18 @@ class NodeLauncher(Protocol):
     def words(self) -> str:
         """How far it is, for a person who waits: ``job 17 waits for resources``; "" for nothing of note."""
 
+    @property
+    def is_queued(self) -> bool:
+        """Whether a scheduler has yet to begin: the time for the start has not begun either."""
+
+    def started(self) -> None:
+        """All that were launched have joined."""
+
     def cancel(self) -> None:
-        """Give up what has not joined yet."""
+        """Give up what was launched and has not joined."""
+
+    def ended(self) -> None:
+        """The cluster has ended: nothing of it is left here."""
 
 
 def spread(num_ranks: int | None, num_nodes: int, ranks_per_node: int | None) -> list[int]:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import IO
 
+from hpcnb.cluster.launchers.command import Command
 from hpcnb.cluster.launchers.nodes import Problem, address_towards, problem_of, spread
 from hpcnb.core.errors import OptionError
 from hpcnb.core.launch import Ticket
@@ -22,14 +17,6 @@ __all__ = ["SshLauncher"]
 _CONNECT_S = 10
 #: The status of ssh itself, when it is not that of the command.
 _SSH_FAILED = 255
-
-
-@dataclass
-class _Login:
-    host: str
-    process: subprocess.Popen[bytes]
-    said: IO[bytes]
-    began_s: float
 
 
 class SshLauncher:
@@ -81,53 +68,50 @@ class SshLauncher:
         for flag, value in (("-l", user), ("-p", port), ("-J", jump), ("-F", ssh_config)):
             self._options += [flag, str(value)] if value is not None else []
         self.address = address or address_towards(named[0].rpartition("@")[2])
-        self._logins: list[_Login] = []
+        self._logins: dict[str, Command] = {}  # that have not ended, by host
 
     def launch(self, ticket: Ticket, nodes: Sequence[int]) -> None:
         """Log in to all of them at once; the ticket goes through the login's stdin."""
         for node in nodes:
-            host = self._hosts[node]
             command = f"exec {shlex.quote(self._python)} -m hpcnb.node.join --node {node}"
             if self._setup:
                 command = f"{self._setup} && {command}"
-            said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the login
-            process = subprocess.Popen(
-                ["ssh", *self._options, host, command], stdin=subprocess.PIPE, stdout=said, stderr=said,
-                start_new_session=True,
-            )  # fmt: skip
-            assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):  # it has ended already, and says why
-                process.stdin.write(ticket.to_text().encode() + b"\n")
-                process.stdin.close()
-            self._logins.append(_Login(host, process, said, time.monotonic()))
+            host = self._hosts[node]
+            self._logins[host] = Command(["ssh", *self._options, host, command], stdin=ticket.to_text() + "\n")
 
     def look(self) -> Problem | None:
         """See NodeLauncher."""
-        for login in list(self._logins):
-            status = login.process.poll()
-            if status is None:
+        for host, login in list(self._logins.items()):
+            if login.status is None:
                 continue
-            self._logins.remove(login)
-            login.said.seek(0)
-            said = login.said.read().decode(errors="replace").splitlines()
-            login.said.close()
+            del self._logins[host]
+            said, status = login.lines(), login.status
+            login.forget()
             if status == _SSH_FAILED:
-                lines = tuple(line for line in said if line.strip())
-                why = lines[-1] if lines else "ssh said nothing"
-                return Problem(f"ssh to {login.host} failed: {why}; try  ssh {login.host} true", lines[:-1])
+                why = said[-1] if said else "ssh said nothing"
+                return Problem(f"ssh to {host} failed: {why}; try  ssh {host} true", tuple(said[:-1]))
             if status != 0:
-                return problem_of(login.host, self._python, said)
+                return problem_of(host, self._python, said)
         return None
 
     def words(self) -> str:
         """See NodeLauncher."""
-        return f"logging in to {', '.join(login.host for login in self._logins)}" if self._logins else ""
+        return f"logging in to {', '.join(self._logins)}" if self._logins else ""
+
+    @property
+    def is_queued(self) -> bool:
+        """See NodeLauncher."""
+        return False
+
+    def started(self) -> None:
+        """See NodeLauncher: the logins have ended, or are about to."""
+        self.cancel()
 
     def cancel(self) -> None:
         """See NodeLauncher."""
-        for login in self._logins:
-            if login.process.poll() is None:
-                login.process.kill()
-            login.process.wait()
-            login.said.close()
+        for login in self._logins.values():
+            login.kill()
         self._logins.clear()
+
+    def ended(self) -> None:
+        """See NodeLauncher."""

@@ -1,8 +1,10 @@
-"""A cluster of several hosts over SSH: what works on one machine works on many, and hosts that fail are told of."""
+"""Clusters of several nodes, over SSH and as a job of Slurm: what works on one machine works on many, and nodes that
+fail are told of."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -13,6 +15,7 @@ import hpcnb
 from hpcnb import Cluster
 from hpcnb.cluster.cell_run import CellRequest
 from hpcnb.core.errors import LaunchError, OptionError
+from tests.cluster import slurm as virtual_slurm
 from tests.cluster.hosts import Hosts, why_not
 
 pytestmark = [
@@ -55,13 +58,29 @@ def hosts():
 
 
 @pytest.fixture(scope="module")
-def many(hosts):
-    """Two ranks on each of two hosts."""
-    cluster = on_hosts(hosts, ["n1", "n2"], 4, mesh="dp=2,tp=2", name="many").start()
+def slurm(hosts):
+    if why := virtual_slurm.why_not():
+        pytest.skip(why)
+    with virtual_slurm.Slurm(hosts) as slurm:
+        yield slurm
+
+
+@pytest.fixture(scope="module", params=["ssh", "slurm"])
+def many(hosts, request):
+    """Two ranks on each of two nodes."""
+    options = {"mesh": "dp=2,tp=2", "name": "many", "threads_per_rank": 1, "idle_timeout_s": 0}
+    if request.param == "ssh":
+        cluster = on_hosts(hosts, ["n1", "n2"], 4, **options)
+    else:
+        slurm = request.getfixturevalue("slurm")
+        cluster = Cluster(4, launcher="slurm", nodes=2, partition="debug", start_timeout_s=60, **options)
+    cluster.start()
     yield cluster
     cluster.stop()
-    for name in ("n1", "n2"):
-        wait_until(lambda name=name: not leftovers(hosts[name]), 5)
+    if request.param == "slurm":
+        wait_until(lambda: not slurm.jobs(), 5)
+    for name in hosts.names:
+        wait_until(lambda name=name: not [line for line in leftovers(hosts[name]) if "many" in line], 5)
 
 
 @pytest.fixture
@@ -201,6 +220,44 @@ def goes_on(cluster):
     source = "import torch, torch.distributed as dist\nx = torch.ones(1)\ndist.all_reduce(x)\nx.item()"
     assert cluster.run(source).values == dict.fromkeys(range(4), "4.0")
     assert cluster.run("kept", on="0,1").values == {0: "0", 1: "1"}
+
+
+def test_a_job_that_is_cancelled_takes_its_ranks_and_says_so(slurm):
+    before = set(slurm.jobs())
+    options = {"partition": "debug", "name": "job", "threads_per_rank": 1, "idle_timeout_s": 0}
+    with Cluster(2, launcher="slurm", nodes=2, **options) as cluster:
+        (job,) = set(slurm.jobs()) - before
+        result, took_s = harmed(cluster, lambda: slurm.cancel(job))
+        assert took_s < 5
+        assert set(result.exits) == {0, 1}
+        assert "was told to end (SIGTERM)" in result.failure_text()
+
+
+def test_a_job_that_waits_in_the_queue_is_cancelled_with_the_start(slurm):
+    before = set(slurm.jobs())
+    stages = []
+    options = {"partition": "debug", "name": "queued", "start_timeout_s": 3}
+    timer = threading.Timer(8.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):  # there are three nodes
+        Cluster(4, launcher="slurm", nodes=4, **options).start(on_stage=stages.append)
+    timer.join()
+    assert re.search(r"job \d+ is queued \(\w+\); Ctrl-C gives it up", " ".join(stages)), stages
+    wait_until(lambda: set(slurm.jobs()) == before, 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"partition": "nosuch"}, "srun failed: .*partition"),
+        ({"python": "/opt/no/python"}, "node number 0 (has no interpreter|did not start).*/opt/no/python"),
+    ],
+)
+def test_a_job_that_cannot_be_says_why(slurm, options, words):
+    before = set(slurm.jobs())
+    with pytest.raises(LaunchError, match=words):
+        Cluster(launcher="slurm", name="cannot", start_timeout_s=20, **{"partition": "debug"} | options).start()
+    wait_until(lambda: set(slurm.jobs()) == before, 5)
 
 
 def test_a_killed_agent_is_told_of_at_once_and_comes_back(cluster, hosts):

@@ -1,0 +1,196 @@
+"""``slurm``: a job with one agent per node, or a step of the allocation that this process is in.
+
+``srun`` does all of it: waits in the queue, carries the ticket in its stdin to every node, brings back what a node
+says that does not start, and works the same within ``salloc``, a batch job, or a JupyterHub server that runs in one.
+It lives as long as the agents: the job ends with the cluster, and the cluster's ranks with the job.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from time import monotonic
+
+from hpcnb.cluster.launchers.command import Command
+from hpcnb.cluster.launchers.nodes import Problem, problem_of, spread
+from hpcnb.core.errors import LaunchError, OptionError
+from hpcnb.core.launch import Ticket
+
+__all__ = ["SlurmLauncher"]
+
+_LABELLED = re.compile(r"^\s*(?P<task>\d+): (?P<text>.*)$")
+_ALLOCATED = re.compile(r"job \d+ has been allocated resources")
+_QUEUED = re.compile(r"job (?P<job>\d+) queued and waiting for resources")
+#: Slurm is asked so often why a job waits.
+_ASK_S = 3.0
+#: What a node says in its last line when it does not start.
+_FATAL = re.compile(r"^(VERSION |UNREACHABLE |.*No module named|.*[Nn]ot found|.*No such file|[\w.]*Error\b)")
+
+
+class SlurmLauncher:
+    """Starts agents with srun.
+
+    Args:
+        num_ranks: World size; by default ``ranks_per_node`` on every node.
+        nodes: How many; by default those of the allocation that this process is in, else one.
+        ranks_per_node: The same on every node.
+        partition: Queue; by default the site's.
+        time: Limit of the job, as Slurm takes it: ``1:30:00``.
+        account: To be charged.
+        constraint: Features that nodes must have.
+        gpus_per_node: GPUs of each node.
+        cpus_per_node: Processors of each node; by default one per rank.
+        python: Interpreter on the nodes; by default the path of this one.
+        setup: Shell command before Python, ``module load cuda``.
+        srun: More options of srun, as in a shell.
+        address: IP address of this machine that the nodes reach; by default that of its host name.
+
+    Raises:
+        OptionError: Numbers that contradict each other.
+        LaunchError: There is no srun here, or this machine's name has no address that others reach.
+    """
+
+    def __init__(  # noqa: PLR0913 - all but the first are options by name
+        self,
+        num_ranks: int | None,
+        *,
+        nodes: int | None = None,
+        ranks_per_node: int | None = None,
+        partition: str | None = None,
+        time: str | None = None,
+        account: str | None = None,
+        constraint: str | None = None,
+        gpus_per_node: int | None = None,
+        cpus_per_node: int | None = None,
+        python: str | None = None,
+        setup: str | None = None,
+        srun: str | None = None,
+        address: str | None = None,
+    ) -> None:
+        if shutil.which("srun") is None:
+            msg = "launcher slurm needs the command srun, and there is none here; is this a machine of the cluster?"
+            raise LaunchError(msg)
+        allocated = os.environ.get("SLURM_JOB_NUM_NODES", "")
+        if nodes is None:
+            nodes = int(allocated) if allocated.isdecimal() else 1
+        elif allocated.isdecimal() and nodes > int(allocated):
+            msg = f"this allocation (job {os.environ.get('SLURM_JOB_ID', '?')}) has {allocated} nodes, not {nodes}"
+            raise OptionError(msg)
+        self.layout = spread(num_ranks, nodes, ranks_per_node)
+        self.address = address or own_address()
+        self._python = python or sys.executable
+        self._setup = setup
+        cpus = cpus_per_node or max(self.layout)
+        self._options = ["--ntasks-per-node=1", f"--cpus-per-task={cpus}", "--label", "--no-kill", "--wait=0"]
+        self._options += ["--kill-on-bad-exit=0", "--unbuffered"]
+        if allocated:
+            self._options.append("--overlap")  # the step that we are in holds the processors
+        for flag, value in (
+            ("--partition", partition), ("--time", time), ("--account", account), ("--constraint", constraint),
+            ("--gpus-per-node", gpus_per_node),
+        ):  # fmt: skip
+            self._options += [f"{flag}={value}"] if value is not None else []
+        self._options += (srun or "").split()
+        self._starting: list[Command] = []
+        self._running: list[Command] = []
+        self._asked_s, self._reason = float("-inf"), ""
+
+    def launch(self, ticket: Ticket, nodes: Sequence[int]) -> None:
+        """See NodeLauncher."""
+        join = [self._python, "-m", "hpcnb.node.join", "--stay", "--nodes", ",".join(map(str, nodes))]
+        words = ["srun", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", f"--job-name=hpcnb-{ticket.cluster_name}"]
+        words += self._options
+        words += ["/bin/sh", "-c", f'{self._setup} && exec "$@"', "sh", *join] if self._setup else join
+        self._starting.append(Command(words, stdin=ticket.to_text() + "\n"))
+
+    def look(self) -> Problem | None:
+        """See NodeLauncher."""
+        for command in self._starting:
+            lines = command.lines()
+            by_task: dict[str, list[str]] = {}
+            for line in lines:
+                if labelled := _LABELLED.match(line):
+                    by_task.setdefault(labelled["task"], []).append(labelled["text"])
+            for task, said in by_task.items():
+                if _FATAL.match(said[-1]):
+                    return problem_of(f"number {task}", self._python, said)
+            if command.status is not None:
+                said = [line.removeprefix("srun: ").removeprefix("error: ") for line in lines]
+                why = said[-1] if said else f"it ended with status {command.status}"
+                return Problem(f"srun failed: {why}", tuple(said[:-1]))
+        return None
+
+    @property
+    def is_queued(self) -> bool:
+        """See NodeLauncher."""
+        return bool(self._queued_job())
+
+    def words(self) -> str:
+        """See NodeLauncher: with Slurm's reason, ``Resources``, ``Priority``, ``PartitionNodeLimit``."""
+        if not (job := self._queued_job()):
+            return ""
+        now_s = monotonic()
+        if now_s >= self._asked_s + _ASK_S:
+            self._asked_s = now_s
+            asked = subprocess.run(
+                ["squeue", "-h", "-j", job, "-o", "%r"], capture_output=True, text=True, timeout=_ASK_S, check=False
+            )
+            self._reason = asked.stdout.strip()
+        why = f" ({self._reason})" if self._reason not in ("", "None") else ""
+        return f"job {job} is queued{why}; Ctrl-C gives it up"
+
+    def _queued_job(self) -> str:
+        for command in self._starting:
+            for line in reversed(command.lines()):
+                if _ALLOCATED.search(line) or _LABELLED.match(line):
+                    break
+                if queued := _QUEUED.search(line):
+                    return queued["job"]
+        return ""
+
+    def started(self) -> None:
+        """See NodeLauncher: srun goes on as long as the nodes do."""
+        self._running += self._starting
+        self._starting = []
+
+    def cancel(self) -> None:
+        """See NodeLauncher: srun cancels its job when it is ended."""
+        for command in self._starting:
+            command.kill()
+        self._starting = []
+
+    def ended(self) -> None:
+        """See NodeLauncher."""
+        for command in self._running:
+            command.kill()
+        self._running = []
+
+
+def own_address() -> str:
+    """The IP address that this machine's host name stands for.
+
+    Raises:
+        LaunchError: It has none, or one that only this machine reaches.
+    """
+    import socket
+
+    name = socket.gethostname()
+    try:
+        found = {str(info[4][0]) for info in socket.getaddrinfo(name, None, socket.AF_INET)}
+    except OSError as error:
+        msg = f"this machine's name {name!r} has no address ({error.strerror}); say which one nodes reach: address=..."
+        raise LaunchError(msg) from error
+    reachable = sorted(each for each in found if not each.startswith("127."))
+    if not reachable:
+        where = "/etc/hosts" if Path("/etc/hosts").exists() else "its name service"
+        msg = (
+            f"this machine's name {name!r} stands for {', '.join(sorted(found))} in {where}, which nodes do not reach; "
+            "say which address they do: address=..."
+        )
+        raise LaunchError(msg)
+    return reachable[0]
