@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -231,6 +233,33 @@ def test_a_job_that_is_cancelled_takes_its_ranks_and_says_so(slurm):
         assert took_s < 5
         assert set(result.exits) == {0, 1}
         assert "was told to end (SIGTERM)" in result.failure_text()
+
+
+_INSIDE = """
+import hpcnb
+with hpcnb.Cluster(launcher="slurm", ranks_per_node=2, name="inside", threads_per_rank=1, idle_timeout_s=0) as cluster:
+    cluster.run("import socket, torch, torch.distributed as dist")
+    print(cluster.run("x = torch.ones(1)\\ndist.all_reduce(x)\\n(socket.gethostname(), x.item())").values)
+try:
+    hpcnb.Cluster(launcher="slurm", nodes=3)
+except hpcnb.core.errors.OptionError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("command", [["salloc", "--nodes=2"], ["srun", "--nodes=1", "--ntasks=1", "--cpus-per-task=1"]])
+def test_within_an_allocation_its_nodes_are_used(slurm, command):
+    nodes = 2 if command[0] == "salloc" else 1
+    if nodes == 1:  # the notebook is on a node of the cluster, which must reach itself
+        command = [*command, "--export=ALL"]
+    done = subprocess.run(
+        [*command, "--partition=debug", sys.executable, "-c", _INSIDE], capture_output=True, text=True, timeout=90, check=False
+    )  # fmt: skip
+    hosts = ["n1", "n1", "n2", "n2"][: 2 * nodes]
+    expected = {rank: str((host, float(len(hosts)))) for rank, host in enumerate(hosts)}
+    assert str(expected) in done.stdout, done.stdout + done.stderr
+    assert f"has {nodes} node{'s' if nodes > 1 else ''}, not 3" in done.stdout
+    wait_until(lambda: not slurm.jobs(), 10)
 
 
 def test_a_job_that_waits_in_the_queue_is_cancelled_with_the_start(slurm):

@@ -29,7 +29,7 @@ _QUEUED = re.compile(r"job (?P<job>\d+) queued and waiting for resources")
 #: Slurm is asked so often why a job waits.
 _ASK_S = 3.0
 #: What a node says in its last line when it does not start.
-_FATAL = re.compile(r"^(VERSION |UNREACHABLE |.*No module named|.*[Nn]ot found|.*No such file|[\w.]*Error\b)")
+_FATAL = re.compile(r"^(VERSION |UNREACHABLE |.*No module named|.*(not|Not) found|.*No such file|[\w.]*Error\b)")
 
 
 class SlurmLauncher:
@@ -44,7 +44,7 @@ class SlurmLauncher:
         account: To be charged.
         constraint: Features that nodes must have.
         gpus_per_node: GPUs of each node.
-        cpus_per_node: Processors of each node; by default one per rank.
+        cpus_per_node: Processors of each node; by default one per rank, or what the allocation has.
         python: Interpreter on the nodes; by default the path of this one.
         setup: Shell command before Python, ``module load cuda``.
         srun: More options of srun, as in a shell.
@@ -79,13 +79,15 @@ class SlurmLauncher:
         if nodes is None:
             nodes = int(allocated) if allocated.isdecimal() else 1
         elif allocated.isdecimal() and nodes > int(allocated):
-            msg = f"this allocation (job {os.environ.get('SLURM_JOB_ID', '?')}) has {allocated} nodes, not {nodes}"
+            plural = "" if allocated == "1" else "s"
+            job = os.environ.get("SLURM_JOB_ID", "?")
+            msg = f"this allocation (job {job}) has {allocated} node{plural}, not {nodes}"
             raise OptionError(msg)
         self.layout = spread(num_ranks, nodes, ranks_per_node)
         self.address = address or own_address()
         self._python = python or sys.executable
         self._setup = setup
-        cpus = cpus_per_node or max(self.layout)
+        cpus = cpus_per_node or (_allocated_cpus() if allocated else 0) or max(self.layout)
         self._options = ["--ntasks-per-node=1", f"--cpus-per-task={cpus}", "--label", "--no-kill", "--wait=0"]
         self._options += ["--kill-on-bad-exit=0", "--unbuffered"]
         if allocated:
@@ -169,6 +171,12 @@ class SlurmLauncher:
         for command in self._running:
             command.kill()
         self._running = []
+
+
+def _allocated_cpus() -> int:
+    """Processors that the allocation has on each of its nodes, ``4(x2),2``; 0 if Slurm does not say."""
+    said = os.environ.get("SLURM_JOB_CPUS_PER_NODE", "")
+    return min((int(each) for each in re.findall(r"(\d+)(?:\(x\d+\))?(?:,|$)", said)), default=0)
 
 
 def own_address() -> str:
