@@ -10,7 +10,8 @@ BIN := .venv/bin
 STAMP := .venv/.hpcnb-installed
 APT := tools/apt_packages.sh
 # What tests/cluster needs: hosts with sshd, and Slurm
-CLUSTER_PACKAGES := iproute2 procps openssh-server openssh-client slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins
+CLUSTER_PACKAGES := iproute2 procps openssh-server openssh-client slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins \
+    openmpi-bin
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lab bench lint clean

@@ -21,8 +21,8 @@ from typing import Any
 
 from hpcnb.core.watch import GRACE_S
 
-__all__ = ["IDLE_TIMEOUT_S", "SILENCE_S", "STACK_SIGNAL", "AgentSpec", "RunFolder", "Ticket", "agent_environment",
-           "runtime_root"]  # fmt: skip
+__all__ = ["IDLE_TIMEOUT_S", "SILENCE_S", "STACK_SIGNAL", "TICKET_VARIABLE", "AgentSpec", "RunFolder", "Ticket",
+           "agent_environment", "runtime_root"]  # fmt: skip
 
 
 #: Makes a rank write its stack from C, without the interpreter. Users' code and libraries use SIGUSR1, SIGUSR2 and the
@@ -32,6 +32,8 @@ STACK_SIGNAL = signal.SIGRTMIN + 9
 IDLE_TIMEOUT_S = 8 * 3600.0
 #: A node that has not been heard of for so long is given up.
 SILENCE_S = 8.0
+#: Where a launcher cannot give a process its stdin, this variable holds the ticket.
+TICKET_VARIABLE = "HPCNB_TICKET"
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,12 @@ import zmq
 
 from hpcnb.core import alive
 from hpcnb.core import messages as m
-from hpcnb.core.launch import AgentSpec, RunFolder, Ticket, agent_environment, runtime_root
+from hpcnb.core.launch import TICKET_VARIABLE, AgentSpec, RunFolder, Ticket, agent_environment, runtime_root
 from hpcnb.core.version import __version__
 from hpcnb.node.uplink import connect
 
 __all__ = ["main"]
 
-#: Where a launcher cannot give a process its stdin it sets this variable.
-TICKET_VARIABLE = "HPCNB_TICKET"
 #: The head's port answers within so long, unless something is between.
 _REACH_S = 8.0
 #: ... and the head itself, once its controller has started.

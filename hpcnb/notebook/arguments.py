@@ -90,10 +90,11 @@ _START_FLAGS = {
     "--idle-timeout": "end the cluster so many seconds after the last notebook has gone; 8 hours by default, 0 at once",
     "--grace": "release ranks that wait in vain after so many seconds, 1 by default; off for never",
     "--auto-restart": "replace ranks that die by themselves",
-    "--launcher": "where ranks run: local (this machine), ssh (--hosts), slurm (--nodes)",
+    "--launcher": "where ranks run: local (this machine), ssh or mpi (--hosts), slurm (--nodes)",
     "--silence": "give a node up that has not answered for so many seconds; 8 by default",
-    "--hosts": "for ssh: names of hosts, n1,n2,n3; also user@host",
-    "--nodes": "for slurm: how many; by default those of the allocation that this notebook is in, else one",
+    "--mpiexec": "for mpi: the command, and options that come first, in quotation marks",
+    "--hosts": "for ssh and mpi: names of hosts, n1,n2,n3; also user@host",
+    "--nodes": "for slurm, and mpi within a batch job: how many; by default those of the allocation, else one",
     "--partition": "for slurm: queue",
     "--time": "for slurm: limit of the job, 1:30:00",
     "--account": "for slurm: to be charged",
@@ -114,6 +115,7 @@ _START_FLAGS = {
 _LAUNCHER_FLAGS = (
     "--hosts", "--ranks-per-node", "--setup", "--user", "--port", "--jump", "--ssh-config", "--address", "--nodes",
     "--partition", "--time", "--account", "--constraint", "--gpus-per-node", "--cpus-per-node", "--srun",
+    "--mpiexec",
 )  # fmt: skip
 _LAUNCHER_NUMBERS = ("--ranks-per-node", "--port", "--nodes", "--gpus-per-node", "--cpus-per-node")
 _CHECK_FLAGS = {

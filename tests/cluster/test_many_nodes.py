@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,12 +68,31 @@ def slurm(hosts):
         yield slurm
 
 
-@pytest.fixture(scope="module", params=["ssh", "slurm"])
+@pytest.fixture(scope="module")
+def mpiexec(hosts):
+    """Open MPI as root, over these hosts' ssh."""
+    if shutil.which("mpiexec") is None:
+        pytest.skip("there is no mpiexec")
+    environment = {
+        "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "OMPI_MCA_plm_rsh_agent": f"ssh -F {hosts.ssh_config}", "OMPI_MCA_rmaps_base_oversubscribe": "1",
+        "OMPI_MCA_hwloc_base_binding_policy": "none",
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module", params=["ssh", "mpi", "slurm"])
 def many(hosts, request):
     """Two ranks on each of two nodes."""
     options = {"mesh": "dp=2,tp=2", "name": "many", "threads_per_rank": 1, "idle_timeout_s": 0}
     if request.param == "ssh":
         cluster = on_hosts(hosts, ["n1", "n2"], 4, **options)
+    elif request.param == "mpi":
+        request.getfixturevalue("mpiexec")
+        cluster = Cluster(4, launcher="mpi", hosts="n1,n2", start_timeout_s=60, **options)
     else:
         slurm = request.getfixturevalue("slurm")
         cluster = Cluster(4, launcher="slurm", nodes=2, partition="debug", start_timeout_s=60, **options)

@@ -16,6 +16,7 @@ __all__ = ["LAUNCHERS", "make"]
 LAUNCHERS = {
     "local": ("", ""),
     "ssh": ("hpcnb.cluster.launchers.ssh", "SshLauncher"),
+    "mpi": ("hpcnb.cluster.launchers.mpi", "MpiLauncher"),
     "slurm": ("hpcnb.cluster.launchers.slurm", "SlurmLauncher"),
 }
 

@@ -51,6 +51,11 @@ class Command:
         """It has ended, or may go on by itself."""
         self._said.close()
 
+    def wait(self, timeout_s: float) -> None:
+        """Give it so long to end by itself."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+
     def kill(self) -> None:
         """End it."""
         if self._process.poll() is None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import socket
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from hpcnb.core.errors import LaunchError, OptionError
+from hpcnb.core.errors import OptionError
 from hpcnb.core.launch import Ticket
 
-__all__ = ["NodeLauncher", "Problem", "address_towards", "problem_of", "spread"]
+__all__ = ["NodeLauncher", "Problem", "fatal", "problem_of", "spread"]
+
+#: How a node says in one line that it does not start.
+_FATAL = re.compile(r"^(VERSION |UNREACHABLE |.*No module named|.*(not|Not) found|.*No such file|[\w.]*Error\b)")
 
 
 @dataclass(frozen=True)
@@ -82,20 +85,9 @@ def spread(num_ranks: int | None, num_nodes: int, ranks_per_node: int | None) ->
     return [num_ranks // num_nodes + (node < num_ranks % num_nodes) for node in range(num_nodes)]
 
 
-def address_towards(host: str) -> str:
-    """The IP address that this machine has on its way to a host.
-
-    Raises:
-        LaunchError: The host has no address, or there is no way to it.
-    """
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, 9))  # sends nothing
-            address: str = probe.getsockname()[0]
-    except OSError as error:
-        msg = f"host {host!r} cannot be reached from here: {error.strerror}; look at its name, or give address=..."
-        raise LaunchError(msg) from error
-    return address
+def fatal(said: Sequence[str]) -> int | None:
+    """Which line says that a node does not start, of what a command that still runs has said; None if none does."""
+    return next((index for index, line in enumerate(said) if _FATAL.match(line)), None)
 
 
 def problem_of(host: str, python: str, said: Sequence[str]) -> Problem:

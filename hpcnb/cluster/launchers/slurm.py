@@ -13,11 +13,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from time import monotonic
 
+from hpcnb.cluster.launchers.addresses import own_address
 from hpcnb.cluster.launchers.command import Command
-from hpcnb.cluster.launchers.nodes import Problem, problem_of, spread
+from hpcnb.cluster.launchers.nodes import Problem, fatal, problem_of, spread
 from hpcnb.core.errors import LaunchError, OptionError
 from hpcnb.core.launch import Ticket
 
@@ -28,8 +28,6 @@ _ALLOCATED = re.compile(r"job \d+ has been allocated resources")
 _QUEUED = re.compile(r"job (?P<job>\d+) queued and waiting for resources")
 #: Slurm is asked so often why a job waits.
 _ASK_S = 3.0
-#: What a node says in its last line when it does not start.
-_FATAL = re.compile(r"^(VERSION |UNREACHABLE |.*No module named|.*(not|Not) found|.*No such file|[\w.]*Error\b)")
 
 
 class SlurmLauncher:
@@ -119,8 +117,8 @@ class SlurmLauncher:
                 if labelled := _LABELLED.match(line):
                     by_task.setdefault(labelled["task"], []).append(labelled["text"])
             for task, said in by_task.items():
-                if _FATAL.match(said[-1]):
-                    return problem_of(f"number {task}", self._python, said)
+                if (last := fatal(said)) is not None:
+                    return problem_of(f"number {task}", self._python, said[: last + 1])
             if command.status is not None:
                 said = [line.removeprefix("srun: ").removeprefix("error: ") for line in lines]
                 why = said[-1] if said else f"it ended with status {command.status}"
@@ -177,28 +175,3 @@ def _allocated_cpus() -> int:
     """Processors that the allocation has on each of its nodes, ``4(x2),2``; 0 if Slurm does not say."""
     said = os.environ.get("SLURM_JOB_CPUS_PER_NODE", "")
     return min((int(each) for each in re.findall(r"(\d+)(?:\(x\d+\))?(?:,|$)", said)), default=0)
-
-
-def own_address() -> str:
-    """The IP address that this machine's host name stands for.
-
-    Raises:
-        LaunchError: It has none, or one that only this machine reaches.
-    """
-    import socket
-
-    name = socket.gethostname()
-    try:
-        found = {str(info[4][0]) for info in socket.getaddrinfo(name, None, socket.AF_INET)}
-    except OSError as error:
-        msg = f"this machine's name {name!r} has no address ({error.strerror}); say which one nodes reach: address=..."
-        raise LaunchError(msg) from error
-    reachable = sorted(each for each in found if not each.startswith("127."))
-    if not reachable:
-        where = "/etc/hosts" if Path("/etc/hosts").exists() else "its name service"
-        msg = (
-            f"this machine's name {name!r} stands for {', '.join(sorted(found))} in {where}, which nodes do not reach; "
-            "say which address they do: address=..."
-        )
-        raise LaunchError(msg)
-    return reachable[0]

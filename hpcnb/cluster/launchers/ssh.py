@@ -6,8 +6,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from hpcnb.cluster.launchers.addresses import address_towards
 from hpcnb.cluster.launchers.command import Command
-from hpcnb.cluster.launchers.nodes import Problem, address_towards, problem_of, spread
+from hpcnb.cluster.launchers.nodes import Problem, problem_of, spread
 from hpcnb.core.errors import OptionError
 from hpcnb.core.launch import Ticket
 

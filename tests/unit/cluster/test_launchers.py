@@ -58,7 +58,7 @@ def test_what_a_node_lacks(said, reason):
 
 def test_only_known_launchers_and_options():
     assert launchers.make("local", 4, {}) is None
-    with pytest.raises(OptionError, match="no launcher 'slum'; there are local, ssh"):
+    with pytest.raises(OptionError, match="no launcher 'slum'; there are local, ssh, mpi, slurm"):
         launchers.make("slum", 4, {})
     with pytest.raises(OptionError, match="launcher 'local' has no option 'hosts'; it has none"):
         launchers.make("local", 4, {"hosts": "n1"})
