@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from hpcnb.cluster.inbox import Inbox
 from hpcnb.cluster.launchers.nodes import NodeLauncher, Problem
 from hpcnb.core import lifecycle, watch
 from hpcnb.core import messages as m
 from hpcnb.core.errors import CellInterrupted, ClusterStateError, LaunchError, LinkError
-from hpcnb.core.launch import AgentSpec, Ticket
+from hpcnb.core.launch import AgentSpec, RunFolder, Ticket
 from hpcnb.core.ranks import RankSet
 
 __all__ = ["Nodes"]
@@ -32,6 +33,7 @@ class Nodes:
         self._make_launcher = launcher
         self._launcher: NodeLauncher | None = None
         self._here: set[int] = set()
+        self._folders: dict[int, tuple[str, RunFolder]] = {}
         self._address = ""
         self._told = ""
         firsts = [sum(spec.layout[:node]) for node in range(len(spec.layout))]
@@ -44,8 +46,15 @@ class Nodes:
                 self._address = message.address
             case m.NodeJoined():
                 self._here.add(message.node)
+                self._folders[message.node] = message.host, RunFolder(Path(message.folder))
             case m.NodeLost():
                 self._here.discard(message.node)
+
+    def flood(self, cell: int, rank: int) -> str:
+        """File with the whole output of a rank, where it was cut: ``n2:/tmp/...``, as scp takes it."""
+        node = next(number for number, ranks in enumerate(self._ranks) if rank in ranks)
+        host, folder = self._folders[node]
+        return f"{host}:{folder.flood(cell, rank)}"
 
     # --- starting -------------------------------------------------------------------------------------------
 

@@ -399,7 +399,12 @@ class Submitter:
         """The wait is over: complete the result."""
         for ended in self.roster.exited(RankSet(run.result.exits)):
             run.heard_before(ended)
-        result = run.finish(flood_file=lambda rank: str(node.folder.flood(run.result.cell, rank)))
+        cell, nodes = run.result.cell, self.nodes
+
+        def flood_file(rank: int) -> str:
+            return str(node.folder.flood(cell, rank)) if nodes is None else nodes.flood(cell, rank)
+
+        result = run.finish(flood_file=flood_file)
         if result.busy:
             states = {row["rank"]: row["state"] for row in self._node().ask("status") if row["rank"] in result.busy}
             result.busy_states = states | result.busy_states

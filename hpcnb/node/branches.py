@@ -269,7 +269,7 @@ class Branches:
         self._server.send(client, m.NodeWelcome(self._spec.silence_s))
         for _ in range(_FIRST_PINGS):  # so that its clock is known before its first cell
             self._ping(branch)
-        self._above.tell(m.NodeJoined(hello.node, hello.host, branch.ranks))
+        self._above.tell(m.NodeJoined(hello.node, hello.host, branch.ranks, hello.folder))
 
     def _lose(self, branch: _Branch, why: str) -> None:
         """Give a node up: its ranks will not answer."""

@@ -98,7 +98,8 @@ class Uplink:
         self._say_hello()
 
     def _say_hello(self) -> None:
-        self._send(m.NodeHello(m.PROTOCOL, self._spec.node, os.uname().nodename, os.getpid(), self._started_ns))
+        host, folder = os.uname().nodename, str(self._folder.path)
+        self._send(m.NodeHello(m.PROTOCOL, self._spec.node, host, os.getpid(), self._started_ns, folder))
 
     @property
     def has_input(self) -> bool:

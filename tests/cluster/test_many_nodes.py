@@ -145,6 +145,12 @@ def test_time_is_told_by_one_clock(cluster):
     assert sums.max() - sums.min() < 0.02 * sums.max()
 
 
+def test_a_flood_is_whole_in_a_file_on_its_host(cluster, hosts):
+    result = cluster.run("if rank == 3:\n    for line in range(20_000):\n        print('line', line)", on="2,3")
+    host, _, path = result.floods[3].partition(":")
+    assert hosts[host].run("tail", "-n1", path) == "line 19999\n"
+
+
 def test_ipyparallel_reaches_the_same_engines(cluster):
     cluster.run("mine = rank * 10")
     assert cluster.client[:]["mine"] == [0, 10, 20, 30]

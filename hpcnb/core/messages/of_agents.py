@@ -48,6 +48,7 @@ class NodeHello(Message):
     host: str
     pid: int
     started_ns: int  # of the process, by the node's clock: another process of the same node is told apart
+    folder: str  # where the node keeps what is too much to be sent
 
 
 @message

@@ -80,6 +80,7 @@ class NodeJoined(Message):
     node: int
     host: str
     ranks: RankSet
+    folder: str  # on that host
 
 
 @message

@@ -53,6 +53,19 @@ def test_a_cell_holds_its_own_records_only():
     assert cell_of([untouched], done=10).ranks[0] is untouched
 
 
+def test_times_of_another_clock_are_told_by_ours():
+    rank = Rank(0)
+    rank.collective(2, 4)
+    before = rank.cell(1, 9)
+    after = before.shifted(-5_000)
+    assert (after.start_ns, after.end_ns) == (before.start_ns - 5_000, before.end_ns - 5_000)
+    for field in ("start_ns", "end_ns", "wait_start_ns", "wait_end_ns"):
+        moved = before.spans[field].astype(np.int64) - after.spans[field].astype(np.int64)
+        assert set(moved[before.spans[field] != 0]) <= {5_000}
+        assert not after.spans[field][before.spans[field] == 0].any()
+    assert before.shifted(0) is before
+
+
 def test_a_rank_that_died_is_inside_the_cell():
     cell = plain_cell({0: (10, 40)}, submitted=10, done=50)
     assert cell.extent(RankCell.from_bytes(1, 0, 0, b"", {})) == (10 * MS, 10 * MS)
