@@ -11,24 +11,23 @@ import logging
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from hpcnb.core import messages as m
 from hpcnb.core.launch import AgentSpec, RunFolder
-from hpcnb.core.rank_facts import RankFacts
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.version import __version__
 from hpcnb.node import store
-from hpcnb.node.clock import ClockOffset
+from hpcnb.node.branch import Branch
 from hpcnb.node.door import Watching
 from hpcnb.node.levels import Above
 from hpcnb.node.merge import Merge
 from hpcnb.node.orders import Order
-from hpcnb.node.question import Question
+from hpcnb.node.question import Questions
 from hpcnb.node.refusals import Refusals
 from hpcnb.node.relay import CellMessage
 from hpcnb.node.server import LinkServer, Lock
+from hpcnb.node.steps import Steps
 
 __all__ = ["Branches"]
 
@@ -42,30 +41,6 @@ _AGAIN_S = 0.2
 _FAREWELL_S = 4.0
 #: While some ranks wait, all nodes tell where theirs are, for so long after each look.
 _ALARM_S = 2.0
-
-
-@dataclass
-class _Branch:
-    """A node, and the connection to its agent."""
-
-    node: int
-    ranks: RankSet
-    host: str = ""
-    client: bytes = b""  # b"": it has not joined, or is lost
-    started_ns: int = 0
-    heard_s: float = 0.0
-    gone_s: float | None = None  # when its connection was gone
-    pids: dict[int, int] = field(default_factory=dict)  # processes of ranks that live
-    facts: dict[int, Any] = field(default_factory=dict)
-    facts_s: float = float("-inf")
-    last: dict[int, str] = field(default_factory=dict)  # what each rank waited in when it was last heard of
-    ended: bool = False  # it said so
-    clock: ClockOffset = field(default_factory=ClockOffset)
-
-    @property
-    def is_here(self) -> bool:
-        """Whether its agent belongs to the cluster now."""
-        return bool(self.client)
 
 
 class Branches:
@@ -103,14 +78,14 @@ class Branches:
         self._server = LinkServer(
             f"tcp://{spec.address}:*", lock, refusals, hellos=(m.Join, m.NodeHello)
         )  # fmt: skip
-        self._branches: list[_Branch] = []
+        self._branches: list[Branch] = []
         for node, num_ranks in enumerate(spec.layout):
             first = sum(spec.layout[:node])
-            self._branches.append(_Branch(node, RankSet(range(first, first + num_ranks))))
+            self._branches.append(Branch(node, RankSet(range(first, first + num_ranks))))
         self._joining: dict[bytes, m.Join] = {}  # until there is a controller that ranks can register with
         self._cells: dict[int, Merge] = {}
-        self._proposed: dict[int, dict[int, int]] = {}  # by cell: the step of each node that was asked; -1 for none yet
-        self._questions: list[Question] = []
+        self._steps = Steps()
+        self._questions = Questions()
         self._stages: dict[str, dict[int, tuple[int, int]]] = {}
         self._generation = 0
         self._ping_due_s = 0.0
@@ -138,7 +113,7 @@ class Branches:
     def due_s(self) -> float:
         """See Side."""
         gone = (each.gone_s + _AGAIN_S for each in self._branches if each.is_here and each.gone_s is not None)
-        return min([self._ping_due_s, *gone, *(merge.due_s for merge in self._cells.values())])
+        return min([self._ping_due_s, self._questions.due_s, *gone, *(merge.due_s for merge in self._cells.values())])
 
     def turn(self, now_s: float) -> None:
         """Hear nodes, say what has been held long enough, and look whether all are there."""
@@ -158,15 +133,13 @@ class Branches:
             for client, join in joining.items():
                 self._assign(client, join)
         self._look(now_s)
-        for question in [each for each in self._questions if now_s >= each.due_s]:
-            self._questions.remove(question)
-            question.give_up()
+        self._questions.tick(now_s)
 
     def _look(self, now_s: float) -> None:
         for branch in self._branches:
             if branch.is_here and branch.gone_s is None and branch.client not in self._server.connected:
                 branch.gone_s = now_s
-            if branch.is_here and branch.gone_s is not None and now_s - branch.gone_s >= _AGAIN_S:
+            if branch.is_over(now_s, _AGAIN_S):
                 self._lose(branch, f"the agent of node {branch.host} ended")
         if now_s < self._ping_due_s:
             return
@@ -179,7 +152,7 @@ class Branches:
             if silent_s >= self._spec.silence_s:
                 self._lose(branch, f"node {branch.host} has not answered for {silent_s:.0f} s")
 
-    def _ping(self, branch: _Branch) -> None:
+    def _ping(self, branch: Branch) -> None:
         self._num_pings += 1
         self._send(branch, m.Ping(self._num_pings, time.perf_counter_ns()))
 
@@ -191,15 +164,15 @@ class Branches:
         for client in self._joining:
             self._server.send(client, m.NodeRefused(reason))
         deadline_s = self._clock() + _FAREWELL_S
-        while any(each.is_here and not each.ended for each in self._branches) and self._clock() < deadline_s:
+        while any(each.is_here and not each.has_ended for each in self._branches) and self._clock() < deadline_s:
             if not self._server.has_input():
                 time.sleep(0.005)
             for client, message in self._server.receive():
                 if isinstance(message, m.Farewell) and (teller := self._of(client)) is not None:
-                    teller.ended = True
+                    teller.has_ended = True
             for branch in self._branches:
-                branch.ended |= branch.is_here and branch.client not in self._server.connected
-        if silent := [each.host for each in self._branches if each.is_here and not each.ended]:
+                branch.has_ended |= branch.is_here and branch.client not in self._server.connected
+        if silent := [each.host for each in self._branches if each.is_here and not each.has_ended]:
             LOG.warning("nodes that did not say that they ended: %s", ", ".join(silent))
         self._server.close()
         self._store.kill()
@@ -207,10 +180,10 @@ class Branches:
 
     # --- nodes ----------------------------------------------------------------------------------------------
 
-    def _of(self, client: bytes) -> _Branch | None:
+    def _of(self, client: bytes) -> Branch | None:
         return next((each for each in self._branches if each.client == client), None)
 
-    def _send(self, branch: _Branch, message: m.Message | bytes) -> None:
+    def _send(self, branch: Branch, message: m.Message | bytes) -> None:
         self._server.send(branch.client, message)
 
     def _hear(self, client: bytes, message: m.Message) -> None:
@@ -264,36 +237,32 @@ class Branches:
             self._server.send(client, m.NodeRefused(f"node {hello.node} has an agent already, on {branch.host}"))
             return
         self._server.welcome(client, "node")
-        branch.client, branch.host, branch.started_ns = client, hello.host, hello.started_ns
-        branch.heard_s, branch.gone_s, branch.clock = self._clock(), None, ClockOffset()
+        branch.join(client, hello.host, hello.started_ns, self._clock())
         self._server.send(client, m.NodeWelcome(self._spec.silence_s))
         for _ in range(_FIRST_PINGS):  # so that its clock is known before its first cell
             self._ping(branch)
         self._above.tell(m.NodeJoined(hello.node, hello.host, branch.ranks, hello.folder))
 
-    def _lose(self, branch: _Branch, why: str) -> None:
+    def _lose(self, branch: Branch, why: str) -> None:
         """Give a node up: its ranks will not answer."""
         LOG.warning("%s: ranks %s are given up", why, branch.ranks)
         self._server.send(branch.client, m.NodeRefused("it was given up by the head of the cluster"))
         self._server.forget(branch.client)
-        branch.client = b""
-        for rank, pid in sorted(branch.pids.items()):
+        waited_in = {rank: branch.waits_in(rank) for rank in branch.ranks}
+        for rank, pid in sorted(branch.lose().items()):
             self._above.tell(
-                m.RankExited(rank, pid, -9, [], False, branch.last.get(rank, ""), "", 0.0, False, f"was lost: {why}")
+                m.RankExited(rank, pid, -9, [], False, waited_in[rank], "", 0.0, False, f"was lost: {why}")
             )
-        branch.pids.clear()
-        branch.facts, branch.last = {}, {}
+        self._above.tell(m.NodeLost(branch.node, branch.host, why))
         for merge in list(self._cells.values()):
             self._say(merge.ended(branch.node, time.perf_counter_ns()))
-        for cell in list(self._proposed):
-            self._propose(cell, branch.node, 0)
-        self._above.tell(m.NodeLost(branch.node, branch.host, why))
-        for question in list(self._questions):
-            self._answered(question, branch.node, None)
+        for cell, step in self._steps.lost(branch.node).items():
+            self._above.mention(m.StepProposed(cell, step))
+        self._questions.lost(branch.node)
 
     # --- what nodes say -------------------------------------------------------------------------------------
 
-    def _heard(self, branch: _Branch, message: m.Message) -> None:  # noqa: C901, PLR0912 - one branch per message
+    def _heard(self, branch: Branch, message: m.Message) -> None:  # noqa: C901, PLR0912 - one branch per message
         match message:
             case m.Pong():
                 branch.clock.exchanged(message.sent_ns, message.node_ns, time.perf_counter_ns())
@@ -313,11 +282,10 @@ class Branches:
             case m.RankStates():
                 self._looked(branch, message)
             case m.StepProposed():
-                self._propose(message.cell, branch.node, message.step)
+                if (step := self._steps.hear(message.cell, branch.node, message.step)) is not None:
+                    self._above.mention(m.StepProposed(message.cell, step))
             case m.Answer():
-                for question in list(self._questions):
-                    if question.number == message.request:
-                        self._answered(question, branch.node, message.value)
+                self._questions.hear(message.request, branch.node, message.value)
             case m.Farewell():
                 self._lose(branch, f"the agent of node {branch.host} ended: {message.reason}")
             case m.Seen():
@@ -333,10 +301,10 @@ class Branches:
         for message in messages:
             if isinstance(message, m.CellDone):
                 del self._cells[message.cell]
-                self._proposed.pop(message.cell, None)
+                self._steps.forget(message.cell)
             self._above.say(message)
 
-    def _staged(self, branch: _Branch, message: m.Stage) -> None:
+    def _staged(self, branch: Branch, message: m.Stage) -> None:
         """A stage of the start is done when it is on all nodes."""
         stages = self._stages.setdefault(message.name, {})
         stages[branch.node] = (message.start_ns, message.end_ns)
@@ -344,38 +312,20 @@ class Branches:
             longest = max(stages.values(), key=lambda each: each[1] - each[0])
             self._above.tell(m.Stage(message.name, *longest))
 
-    def _looked(self, branch: _Branch, message: m.RankStates) -> None:
+    def _looked(self, branch: Branch, message: m.RankStates) -> None:
         """Somewhere ranks wait: all nodes are asked where theirs are, and who is above hears of all."""
         now_s = self._clock()
-        branch.facts, branch.facts_s = message.ranks, now_s
-        for rank, packed in message.ranks.items():
-            inside = RankFacts.unpack(packed).inside
-            branch.last[rank] = "" if inside is None else inside.what
+        branch.looked(message.ranks, now_s)
         known: dict[int, Any] = {}
         for each in self._branches:
-            if now_s - each.facts_s < _ALARM_S:
-                known |= each.facts
+            known |= each.facts(now_s, _ALARM_S)
             if each is not branch and each.is_here:
                 self._send(each, m.Alarm(_ALARM_S))
         self._above.mention(m.RankStates(message.cell, known))
 
-    def _propose(self, cell: int, node: int, step: int) -> None:
-        """A node says at which step its ranks can stop; when all have, the last of these is proposed."""
-        steps = self._proposed.get(cell)
-        if steps is None or node not in steps:
-            return
-        steps[node] = step
-        if -1 not in steps.values():
-            del self._proposed[cell]
-            self._above.mention(m.StepProposed(cell, max(steps.values()) if all(steps.values()) else 0))
-
-    def _answered(self, question: Question, node: int, value: Any) -> None:
-        if question.hear(node, value):
-            self._questions.remove(question)
-
     # --- orders ---------------------------------------------------------------------------------------------
 
-    def _with(self, ranks: RankSet) -> list[_Branch]:
+    def _with(self, ranks: RankSet) -> list[Branch]:
         """Nodes that are here and have some of these ranks."""
         return [branch for branch in self._branches if branch.is_here and branch.ranks & ranks]
 
@@ -403,9 +353,9 @@ class Branches:
         if isinstance(order, m.StopAtBoundary):
             merge = self._cells.get(order.cell)
             chosen = [branch for branch in chosen if merge is not None and branch.node in merge.waiting]
-            self._proposed[order.cell] = dict.fromkeys((branch.node for branch in chosen), -1)
-            if not chosen:
-                del self._proposed[order.cell]
+            if chosen:
+                self._steps.ask(order.cell, (branch.node for branch in chosen))
+            else:
                 self._above.mention(m.StepProposed(order.cell, 0))
         packed = m.encode(order)
         for branch in chosen:
@@ -434,14 +384,10 @@ class Branches:
         """See Below."""
         self._ask("logs", rank, self._with(RankSet([rank])), lambda texts: answer(next(iter(texts.values()), "") or ""))
 
-    def _ask(self, question: str, argument: int, nodes: list[_Branch], whole: Callable[[dict[int, Any]], None]) -> None:
-        asked = Question({branch.node for branch in nodes}, whole, self._clock())
-        if not nodes:
-            asked.give_up()
-            return
-        self._questions.append(asked)
+    def _ask(self, question: str, argument: int, nodes: list[Branch], whole: Callable[[dict[int, Any]], None]) -> None:
+        number = self._questions.ask((branch.node for branch in nodes), whole, self._clock())
         for branch in nodes:
-            self._send(branch, m.Ask(asked.number, question, argument))
+            self._send(branch, m.Ask(number, question, argument))
 
 
 def _row(rank: int, host: str, state: str) -> dict[str, Any]:
