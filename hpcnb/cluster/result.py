@@ -276,7 +276,8 @@ class CellResult:
         if self.timeout_s is not None:
             parts.append(f"the cell ran longer than its timeout of {self.timeout_s:g} s and was interrupted")
         parts += [self._error_text(ranks, error) for ranks, error in self._distinct_errors()]
-        parts += [self._exit_text(rank) for rank in sorted(self.exits)]
+        parts += [self._lost_text(how, ranks) for how, ranks in self._lost_together().items()]
+        parts += [self._exit_text(rank) for rank in sorted(self.exits) if not self.exit_details[rank].how]
         if released := self._released_text():
             parts.append("\n".join(released))
         elif undefined := self._undefined_text():
@@ -331,6 +332,19 @@ class CellResult:
         for rank, stack in sorted(self.stacks.items()):
             groups.setdefault(stack, []).append(rank)
         return [f"{RankSet(ranks).words()} at the second Ctrl-C:\n{stack}" for stack, ranks in groups.items()]
+
+    def _lost_together(self) -> dict[str, RankSet]:
+        """Ranks that were lost with their node, by how."""
+        together: dict[str, RankSet] = {}
+        for rank in sorted(self.exits):
+            if how := self.exit_details[rank].how:
+                together[how] = together.get(how, RankSet()) | RankSet([rank])
+        return together
+
+    def _lost_text(self, how: str, ranks: RankSet) -> str:
+        if len(ranks) == 1:
+            return f"{ranks.words()} of {self.world_size} {how}; its names are lost"
+        return f"{ranks.words()} of {self.world_size} {how.replace('was ', 'were ', 1)}; their names are lost"
 
     def _exit_text(self, rank: int) -> str:
         exited = self.exit_details[rank]

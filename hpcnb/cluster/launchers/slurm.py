@@ -24,6 +24,7 @@ from hpcnb.core.launch import Ticket
 __all__ = ["SlurmLauncher"]
 
 _LABELLED = re.compile(r"^\s*(?P<task>\d+): (?P<text>.*)$")
+_ENDED = re.compile(r"^srun: error: (?P<host>\S+): tasks? [\d,-]+: (?P<how>.*)$")
 _ALLOCATED = re.compile(r"job \d+ has been allocated resources")
 _QUEUED = re.compile(r"job (?P<job>\d+) queued and waiting for resources")
 #: Slurm is asked so often why a job waits.
@@ -119,6 +120,11 @@ class SlurmLauncher:
             for task, said in by_task.items():
                 if (last := fatal(said)) is not None:
                     return problem_of(f"number {task}", self._python, said[: last + 1])
+            if ended := next(filter(None, map(_ENDED.match, lines)), None):
+                return Problem(
+                    f"the agent of node {ended['host']} ended: {ended['how']}; its log is on that node, in its "
+                    f"temporary folder: hpcnb-{os.getuid()}-nodes/*/agent.log"
+                )
             if command.status is not None:
                 said = [line.removeprefix("srun: ").removeprefix("error: ") for line in lines]
                 why = said[-1] if said else f"it ended with status {command.status}"

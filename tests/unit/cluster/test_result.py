@@ -165,6 +165,18 @@ def test_a_value_that_cannot_be_read_here_names_its_rank():
         result(pickles={1: b"cno_such_module\nX\n."}).objects()
 
 
+def test_ranks_that_were_lost_with_their_node_are_told_together():
+    how = "was lost: node n2 has not answered for 8 s"
+    exits = {rank: RankExit(-9, how=how) for rank in (2, 3)} | {
+        1: RankExit(-9, how="was lost: the agent of node n1 ended")
+    }
+    text = result(exits=dict.fromkeys(exits, -9), exit_details=exits).failure_text()
+    assert text.split("\n\n") == [
+        "rank 1 of 4 was lost: the agent of node n1 ended; its names are lost",
+        "ranks 2,3 of 4 were lost: node n2 has not answered for 8 s; their names are lost",
+    ]
+
+
 # --- ranks that were released ---------------------------------------------------------------------------------
 
 REASON = "rank 2 raised ValueError"
