@@ -11,7 +11,7 @@ from hpcnb.notebook.completion import candidates
     ("line", "expected"),
     [
         ("%hpc sta", ["start", "status"]),
-        ("%hpc start --m", ["--mesh"]),
+        ("%hpc start --me", ["--mesh"]),
         ("%hpc timing ", ["breakdown", "timeline"]),
         ("%hpc help lo", ["logs"]),
         ("%hpc de", ["detach", "debug"]),
