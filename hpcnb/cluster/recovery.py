@@ -137,7 +137,8 @@ class Restarted:
         if self.lost:
             shown = ", ".join(self.lost[:_NAMES_SHOWN])
             more = f" and {len(self.lost) - _NAMES_SHOWN} more" if len(self.lost) > _NAMES_SHOWN else ""
-            lines.append(f"names that other ranks have and it lacks: {shown}{more}")
+            lack = "it lacks" if len(self.ranks) == 1 else "they lack"
+            lines.append(f"names that other ranks have and {lack}: {shown}{more}")
             lines.append("define them there (--on), and bring state from a peer with  hpc.resync(model, optimizer)")
         return "\n".join(lines)
 
