@@ -185,11 +185,11 @@ def test_names_that_the_new_ranks_lack_are_told():
     names = {0: ["model", "x"], 1: ["x", "data"], 3: ["x"], 2: ["x"]}
     restarted = drive(recovery.restart(FakeCluster(alive=(0, 1, 3), names=names), RankSet([2])))
     assert restarted.lost == ("data", "model")
-    assert "names that other ranks have and they lack: data, model\ndefine them there (--on)" in repr(restarted)
+    assert "names that other ranks have and it lacks: data, model\ndefine them there (--on)" in repr(restarted)
     many = {0: [f"n{number:02}" for number in range(15)]}
     restarted = drive(recovery.restart(FakeCluster(alive=(0, 1), names=many), RankSet([2, 3])))
     assert repr(restarted).startswith("ranks 2,3 were replaced in ")
-    assert "lacks: n00, n01, " in repr(restarted)
+    assert "they lack: n00, n01, " in repr(restarted)
     assert "n11 and 3 more\n" in repr(restarted)
 
 
