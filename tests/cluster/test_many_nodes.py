@@ -20,6 +20,7 @@ from hpcnb.cluster.cell_run import CellRequest
 from hpcnb.core.errors import LaunchError, OptionError
 from tests.cluster import slurm as virtual_slurm
 from tests.cluster.hosts import Hosts, why_not
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.cluster,
@@ -30,13 +31,6 @@ pytestmark = [
 def on_hosts(hosts, names, num_ranks=None, **options):
     options = {"threads_per_rank": 1, "idle_timeout_s": 0, "start_timeout_s": 60, **options}
     return Cluster(num_ranks, launcher="ssh", hosts=names, ssh_config=str(hosts.ssh_config), **options)
-
-
-def wait_until(condition, timeout_s):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.05)
 
 
 def leftovers(host):

@@ -24,15 +24,9 @@ from hpcnb.core.errors import ClusterStateError, LinkError, OptionError, Version
 from hpcnb.core.launch import RunFolder
 from hpcnb.core.messages import CellBegan
 from hpcnb.core.ranks import RankSet
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.engines
-
-
-def wait_until(condition, timeout_s=20):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
 
 
 def row(name):

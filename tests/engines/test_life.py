@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -21,19 +20,13 @@ from hpcnb import Cluster
 from hpcnb.cluster.launchers import local
 from hpcnb.core.errors import ClusterStateError, LaunchError, MeshError, VersionMismatch
 from hpcnb.core.messages import PROTOCOL, Hello, Welcome, decode, encode
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.engines
 
 
 def folders(runtime_root):
     return list(runtime_root.glob("hpcnb-*/*"))
-
-
-def wait_until(condition, timeout_s):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.05)
 
 
 def test_with_block_starts_and_stops(runtime_root):

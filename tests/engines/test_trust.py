@@ -32,6 +32,8 @@ from hpcnb.core.version import __version__
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 import fuzz
 
+from tests.waiting import wait_until
+
 pytestmark = pytest.mark.engines
 NOBODY = 65534
 PYTHON = ".".join(map(str, sys.version_info[:2]))
@@ -46,13 +48,6 @@ def cluster():
         patch.setenv("HPCNB_RUNTIME_DIR", base)
         with Cluster(1, name="trusted", idle_timeout_s=0) as cluster:
             yield cluster
-
-
-def wait_until(condition, timeout_s=20):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
 
 
 class Peer:

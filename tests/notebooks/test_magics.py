@@ -9,6 +9,8 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 
+from tests.waiting import wait_until
+
 pytestmark = pytest.mark.notebook
 
 
@@ -164,13 +166,6 @@ def test_the_kernel_answers_comms_while_a_rank_is_replaced_and_ctrl_c_ends_that(
     finally:
         client.stop_channels()
         manager.shutdown_kernel()
-
-
-def wait_until(condition, timeout_s=20):
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "did not happen in time"
-        time.sleep(0.05)
 
 
 TARGET = """

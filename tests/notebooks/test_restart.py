@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import psutil
@@ -17,6 +16,7 @@ import pytest
 from jupyter_client.manager import KernelManager
 
 import hpcnb
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.notebook
 
@@ -93,13 +93,6 @@ def kernel(runtime_root):
 
 def folders(runtime_root):
     return set(runtime_root.glob("hpcnb-*/*"))
-
-
-def wait_until(condition, timeout_s):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("now", [False, True])
