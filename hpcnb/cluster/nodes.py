@@ -36,8 +36,7 @@ class Nodes:
         self._folders: dict[int, tuple[str, RunFolder]] = {}
         self._address = ""
         self._told = ""
-        firsts = [sum(spec.layout[:node]) for node in range(len(spec.layout))]
-        self._ranks = [RankSet(range(first, first + count)) for first, count in zip(firsts, spec.layout, strict=True)]
+        self._ranks = spec.ranks_of_nodes
 
     def hear(self, message: m.Message) -> None:
         """What the head says; on the link thread."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpcnb.core.ranks import RankSet
 from hpcnb.core.watch import GRACE_S
 
 __all__ = ["IDLE_TIMEOUT_S", "SILENCE_S", "STACK_SIGNAL", "TICKET_VARIABLE", "AgentSpec", "RunFolder", "Ticket",
@@ -110,6 +111,12 @@ class AgentSpec:
     launcher: str = "local"
     launcher_options: dict[str, Any] = field(default_factory=dict)
     is_late: bool = False
+
+    @property
+    def ranks_of_nodes(self) -> list[RankSet]:
+        """Of each node of the layout, its ranks."""
+        firsts = [sum(self.layout[:node]) for node in range(len(self.layout))]
+        return [RankSet(range(first, first + count)) for first, count in zip(firsts, self.layout, strict=True)]
 
     @property
     def is_head(self) -> bool:

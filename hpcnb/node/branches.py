@@ -78,16 +78,12 @@ class Branches:
         self._server = LinkServer(
             f"tcp://{spec.address}:*", lock, refusals, hellos=(m.Join, m.NodeHello)
         )  # fmt: skip
-        self._branches: list[Branch] = []
-        for node, num_ranks in enumerate(spec.layout):
-            first = sum(spec.layout[:node])
-            self._branches.append(Branch(node, RankSet(range(first, first + num_ranks))))
+        self._branches = [Branch(node, ranks) for node, ranks in enumerate(spec.ranks_of_nodes)]
         self._joining: dict[bytes, m.Join] = {}  # until there is a controller that ranks can register with
         self._cells: dict[int, Merge] = {}
         self._steps = Steps()
         self._questions = Questions()
         self._stages: dict[str, dict[int, tuple[int, int]]] = {}
-        self._generation = 0
         self._ping_due_s = 0.0
         self._num_pings = 0
 
@@ -331,8 +327,6 @@ class Branches:
 
     def begin(self, message: CellMessage) -> None:
         """See Below."""
-        if isinstance(message, m.Rebuild):
-            self._generation = message.generation
         packed = m.encode(message)
         chosen = self._with(message.ranks)
         self._cells[message.cell] = merge = Merge(message.cell, [branch.node for branch in chosen])
@@ -363,7 +357,6 @@ class Branches:
 
     def restart(self, message: m.RestartRanks) -> None:
         """See Below."""
-        self._generation = message.generation
         for branch in self._with(message.ranks):
             self._send(branch, message)
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from hpcnb.cluster.launchers.addresses import address_towards, own_address
 from hpcnb.cluster.launchers.command import Command
-from hpcnb.cluster.launchers.nodes import Problem, fatal, problem_of, spread
+from hpcnb.cluster.launchers.nodes import NodeLauncher, Problem, fatal, hosts_of, problem_of, spread
 from hpcnb.core.errors import LaunchError, OptionError
 from hpcnb.core.launch import TICKET_VARIABLE, Ticket
 
@@ -23,7 +23,7 @@ __all__ = ["MpiLauncher"]
 _ASK_S = 20.0
 
 
-class MpiLauncher:
+class MpiLauncher(NodeLauncher):
     """Starts agents with mpiexec.
 
     Args:
@@ -51,7 +51,7 @@ class MpiLauncher:
         python: str | None = None,
         address: str | None = None,
     ) -> None:
-        self._hosts = hosts.replace(",", " ").split() if isinstance(hosts, str) else list(hosts or [])
+        self._hosts = hosts_of(hosts)
         if not self._hosts and nodes is None:
             msg = "launcher mpi needs hosts, or the number of nodes of the batch job; for example  hosts='n1,n2'"
             raise OptionError(msg)
@@ -101,15 +101,6 @@ class MpiLauncher:
                 )
         return None
 
-    @property
-    def is_queued(self) -> bool:
-        """See NodeLauncher."""
-        return False
-
-    def words(self) -> str:
-        """See NodeLauncher."""
-        return ""
-
     def started(self) -> None:
         """See NodeLauncher: mpiexec ends by itself when all agents have joined."""
         for command in self._commands:
@@ -121,6 +112,3 @@ class MpiLauncher:
         for command in self._commands:
             command.kill()
         self._commands = []
-
-    def ended(self) -> None:
-        """See NodeLauncher."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from hpcnb.core.errors import OptionError
 from hpcnb.core.launch import Ticket
 
-__all__ = ["NodeLauncher", "Problem", "fatal", "problem_of", "spread"]
+__all__ = ["NodeLauncher", "Problem", "fatal", "hosts_of", "problem_of", "spread"]
 
 #: How a node says in one line that it does not start.
 _FATAL = re.compile(r"^(VERSION |UNREACHABLE |.*No module named|.*(not|Not) found|.*No such file|[\w.]*Error\b)")
@@ -31,38 +31,58 @@ class Problem:
     version_mismatch: bool = False
 
 
-class NodeLauncher(Protocol):
-    """Starts the agents of nodes, which then join the head by themselves."""
+class NodeLauncher(ABC):
+    """Starts the agents of nodes, which then join the head by themselves.
 
-    @property
-    def layout(self) -> list[int]:
-        """Number of ranks of each node."""
+    Attributes:
+        layout: Number of ranks of each node.
+        address: IP address of this machine that the nodes reach.
+    """
 
-    @property
-    def address(self) -> str:
-        """IP address of this machine that the nodes reach."""
+    layout: list[int]
+    address: str
 
+    @abstractmethod
     def launch(self, ticket: Ticket, nodes: Sequence[int]) -> None:
         """Start these, by their number from 0; returns at once."""
 
+    @abstractmethod
     def look(self) -> Problem | None:
         """Whether one of them will not start; asked again and again until all have joined."""
 
+    @abstractmethod
+    def cancel(self) -> None:
+        """Give up what was launched and has not joined."""
+
     def words(self) -> str:
         """How far it is, for a person who waits: ``job 17 waits for resources``; "" for nothing of note."""
+        return ""
 
     @property
     def is_queued(self) -> bool:
         """Whether a scheduler has yet to begin: the time for the start has not begun either."""
+        return False
 
     def started(self) -> None:
-        """All that were launched have joined."""
+        """All that were launched have joined. By default nothing here need go on."""
+        self.cancel()
 
-    def cancel(self) -> None:
-        """Give up what was launched and has not joined."""
-
-    def ended(self) -> None:
+    def ended(self) -> None:  # noqa: B027 - most leave nothing here
         """The cluster has ended: nothing of it is left here."""
+
+
+def hosts_of(hosts: str | Sequence[str] | None) -> list[str]:
+    """Names of hosts as a person gives them, ``n1,n2`` or a list.
+
+    Raises:
+        OptionError: One of them is no name of a host.
+    """
+    named = hosts.replace(",", " ").split() if isinstance(hosts, str) else list(hosts or [])
+    for host in named:
+        if not isinstance(host, str) or not host or host.startswith("-"):
+            msg = f"{host!r} is no name of a host; for example  hosts='n1,n2'"
+            raise OptionError(msg)
+    return named
 
 
 def spread(num_ranks: int | None, num_nodes: int, ranks_per_node: int | None) -> list[int]:

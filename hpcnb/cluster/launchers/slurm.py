@@ -17,7 +17,7 @@ from time import monotonic
 
 from hpcnb.cluster.launchers.addresses import own_address
 from hpcnb.cluster.launchers.command import Command
-from hpcnb.cluster.launchers.nodes import Problem, fatal, problem_of, spread
+from hpcnb.cluster.launchers.nodes import NodeLauncher, Problem, fatal, problem_of, spread
 from hpcnb.core.errors import LaunchError, OptionError
 from hpcnb.core.launch import Ticket
 
@@ -31,7 +31,7 @@ _QUEUED = re.compile(r"job (?P<job>\d+) queued and waiting for resources")
 _ASK_S = 3.0
 
 
-class SlurmLauncher:
+class SlurmLauncher(NodeLauncher):
     """Starts agents with srun.
 
     Args:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from hpcnb.cluster.launchers.addresses import address_towards
 from hpcnb.cluster.launchers.command import Command
-from hpcnb.cluster.launchers.nodes import Problem, problem_of, spread
+from hpcnb.cluster.launchers.nodes import NodeLauncher, Problem, hosts_of, problem_of, spread
 from hpcnb.core.errors import OptionError
 from hpcnb.core.launch import Ticket
 
@@ -20,7 +20,7 @@ _CONNECT_S = 10
 _SSH_FAILED = 255
 
 
-class SshLauncher:
+class SshLauncher(NodeLauncher):
     """Starts agents over SSH.
 
     Args:
@@ -54,8 +54,7 @@ class SshLauncher:
         setup: str | None = None,
         address: str | None = None,
     ) -> None:
-        named = hosts.replace(",", " ").split() if isinstance(hosts, str) else list(hosts or [])
-        if not named or not all(isinstance(host, str) and host and not host.startswith("-") for host in named):
+        if not (named := hosts_of(hosts)):
             msg = (
                 "launcher ssh needs the names of hosts; for example  hosts='n1,n2'  or  "
                 "%hpc start 8 --launcher ssh --hosts n1,n2"
@@ -99,20 +98,8 @@ class SshLauncher:
         """See NodeLauncher."""
         return f"logging in to {', '.join(self._logins)}" if self._logins else ""
 
-    @property
-    def is_queued(self) -> bool:
-        """See NodeLauncher."""
-        return False
-
-    def started(self) -> None:
-        """See NodeLauncher: the logins have ended, or are about to."""
-        self.cancel()
-
     def cancel(self) -> None:
         """See NodeLauncher."""
         for login in self._logins.values():
             login.kill()
         self._logins.clear()
-
-    def ended(self) -> None:
-        """See NodeLauncher."""
