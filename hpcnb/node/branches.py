@@ -84,8 +84,7 @@ class Branches:
         self._steps = Steps()
         self._questions = Questions()
         self._stages: dict[str, dict[int, tuple[int, int]]] = {}
-        self._ping_due_s = 0.0
-        self._num_pings = 0
+        self._ping_due_s = self._alarmed_until_s = 0.0
 
     # --- life -----------------------------------------------------------------------------------------------
 
@@ -149,8 +148,7 @@ class Branches:
                 self._lose(branch, f"node {branch.host} has not answered for {silent_s:.0f} s")
 
     def _ping(self, branch: Branch) -> None:
-        self._num_pings += 1
-        self._send(branch, m.Ping(self._num_pings, time.perf_counter_ns()))
+        self._send(branch, m.Ping(time.perf_counter_ns()))
 
     def finish(self, reason: str) -> None:
         """End all nodes."""
@@ -234,7 +232,7 @@ class Branches:
             return
         self._server.welcome(client, "node")
         branch.join(client, hello.host, hello.started_ns, self._clock())
-        self._server.send(client, m.NodeWelcome(self._spec.silence_s))
+        self._server.send(client, m.NodeWelcome())
         for _ in range(_FIRST_PINGS):  # so that its clock is known before its first cell
             self._ping(branch)
         self._above.tell(m.NodeJoined(hello.node, hello.host, branch.ranks, hello.folder))
@@ -312,11 +310,10 @@ class Branches:
         """Somewhere ranks wait: all nodes are asked where theirs are, and who is above hears of all."""
         now_s = self._clock()
         branch.looked(message.ranks, now_s)
+        self.alarm(_ALARM_S)
         known: dict[int, Any] = {}
         for each in self._branches:
             known |= each.facts(now_s, _ALARM_S)
-            if each is not branch and each.is_here:
-                self._send(each, m.Alarm(_ALARM_S))
         self._above.mention(m.RankStates(message.cell, known))
 
     # --- orders ---------------------------------------------------------------------------------------------
@@ -354,6 +351,17 @@ class Branches:
         packed = m.encode(order)
         for branch in chosen:
             self._send(branch, packed)
+
+    def alarm(self, seconds: float) -> None:
+        """See Below; not said again while half of that time is left."""
+        now_s = self._clock()
+        if now_s + seconds / 2 < self._alarmed_until_s:
+            return
+        self._alarmed_until_s = now_s + seconds
+        packed = m.encode(m.Alarm(seconds))
+        for branch in self._branches:
+            if branch.is_here:
+                self._send(branch, packed)
 
     def restart(self, message: m.RestartRanks) -> None:
         """See Below."""

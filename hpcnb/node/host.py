@@ -120,7 +120,7 @@ class RankHost:
         return False
 
     def alarm(self, seconds: float) -> None:
-        """Somewhere ranks wait, or one has failed: tell where those of this node are, for so long."""
+        """See Below."""
         self._alarmed_until_s = self._clock() + seconds
 
     def turn(self, now_s: float) -> None:

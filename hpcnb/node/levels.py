@@ -64,6 +64,9 @@ class Below(Protocol):
     def obey(self, order: Order | m.StopAtStep) -> None:
         """Carry an order out."""
 
+    def alarm(self, seconds: float) -> None:
+        """Somewhere ranks wait, or one has failed: tell where these are, for so long."""
+
     def restart(self, message: m.RestartRanks) -> None:
         """Replace ranks."""
 

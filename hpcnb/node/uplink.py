@@ -73,7 +73,6 @@ class Uplink:
         clock: Callable[[], float],
     ) -> None:
         self.below: Below  #: Set before the first turn.
-        self.alarm: Callable[[float], None]  #: Set before the first turn: tell where ranks are, for so long.
         self._spec = spec
         self._folder = folder
         self._selector = selector
@@ -99,7 +98,7 @@ class Uplink:
 
     def _say_hello(self) -> None:
         host, folder = os.uname().nodename, str(self._folder.path)
-        self._send(m.NodeHello(m.PROTOCOL, self._spec.node, host, os.getpid(), self._started_ns, folder))
+        self._send(m.NodeHello(m.PROTOCOL, self._spec.node, host, self._started_ns, folder))
 
     @property
     def has_input(self) -> bool:
@@ -161,13 +160,13 @@ class Uplink:
     def _hear(self, message: m.Message) -> None:
         match message:
             case m.Ping():
-                self._send(m.Pong(message.number, message.sent_ns, time.perf_counter_ns()))
+                self._send(m.Pong(message.sent_ns, time.perf_counter_ns()))
             case m.NodeWelcome():
                 self._folder.joined.touch(mode=0o600)
             case m.NodeRefused() | m.Shutdown():
                 self._end(message.reason)
             case m.Alarm():
-                self.alarm(message.seconds)
+                self.below.alarm(message.seconds)
             case m.RestartRanks():
                 self.below.restart(message)
             case m.Ask(request, "status"):

@@ -375,7 +375,7 @@ def test_a_launch_that_fails_says_why(hosts, options, words):
         (1, {"hosts": "n1,n2"}, "1 rank cannot be spread over 2 nodes"),
         (5, {"hosts": "n1,n2", "ranks_per_node": 2}, "2 nodes with 2 ranks each are 4 ranks, not 5"),
         (4, {"hosts": "n1", "jmup": "x"}, r"no option 'jmup' \(did you mean jump\?\)"),
-        (4, {"hosts": ["-oProxyCommand=x"]}, "launcher ssh needs the names of hosts"),
+        (4, {"hosts": ["-oProxyCommand=x"]}, "'-oProxyCommand=x' is no name of a host"),
     ],
 )
 def test_options_are_checked_before_anything_starts(num_ranks, options, words):

@@ -46,7 +46,6 @@ class NodeHello(Message):
     protocol: int
     node: int
     host: str
-    pid: int
     started_ns: int  # of the process, by the node's clock: another process of the same node is told apart
     folder: str  # where the node keeps what is too much to be sent
 
@@ -54,8 +53,6 @@ class NodeHello(Message):
 @message
 class NodeWelcome(Message):
     """The agent belongs to the cluster."""
-
-    silence_s: float  # an agent that has heard nothing for so long may be cut off
 
 
 @message
@@ -71,7 +68,6 @@ class Failed(Message):
 class Ping(Message):
     """The head asks whether a node is there, twice a second; answered at once by Pong."""
 
-    number: int
     sent_ns: int  # head's clock
 
 
@@ -79,7 +75,6 @@ class Ping(Message):
 class Pong(Message):
     """The answer: the node's clock is compared with the head's."""
 
-    number: int
     sent_ns: int  # as in the Ping
     node_ns: int  # node's clock, between the two
 
