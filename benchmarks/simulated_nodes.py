@@ -6,18 +6,11 @@
 from __future__ import annotations
 
 import os
-import selectors
-import struct
-import sys
 import time
 
-import zmq
-
 from hpcnb.core import messages as m
-from hpcnb.core.launch import AgentSpec, RunFolder, Ticket
+from hpcnb.core.launch import AgentSpec
 from hpcnb.core.ranks import RankSet
-from hpcnb.core.spans import SPAN
-from hpcnb.node import join
 from hpcnb.node.uplink import Uplink
 
 
@@ -65,5 +58,5 @@ class Echo:
         answer([{"rank": rank, "host": self._host, "pid": 100_000 + rank, "device": "cpu", "state": "idle",
                  "memory_mb": 0.0} for rank in self._ranks])  # fmt: skip
 
-    def log(self, rank: int, answer) -> None:
+    def log(self, _rank: int, answer) -> None:
         answer("")

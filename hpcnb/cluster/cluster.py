@@ -19,7 +19,7 @@ from hpcnb.cluster.node import Node
 from hpcnb.cluster.nodes import Nodes
 from hpcnb.cluster.result import CellResult
 from hpcnb.cluster.submission import Submitter
-from hpcnb.core import lifecycle, replicas, watch
+from hpcnb.core import lifecycle, replicas, tree, watch
 from hpcnb.core import messages as m
 from hpcnb.core.errors import CellInterrupted, ClusterStateError, LaunchError, OptionError, TransferError
 from hpcnb.core.launch import IDLE_TIMEOUT_S, SILENCE_S, AgentSpec, RunFolder
@@ -273,7 +273,7 @@ class Cluster:
         return {
             "layout": self._launcher.layout, "address": self._launcher.address, "is_local": False,
             "nodes_public": public, "nodes_secret": secret, "launcher": self.launcher,
-            "launcher_options": self._launcher_options,
+            "launcher_options": self._launcher_options, "fanout": tree.FANOUT,
         }  # fmt: skip
 
     def _reset(self) -> None:

@@ -153,7 +153,7 @@ class RankHost:
             for cell in running:
                 self._above.mention(m.RankStates(cell, packed))
 
-    def finish(self, reason: str) -> None:
+    def finish(self, reason: str, *, is_whole: bool) -> None:  # noqa: ARG002
         """End all ranks, and what they were forked from."""
         self._is_ending = True
         self._door.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,9 @@ from hpcnb.node.held import Held
 
 __all__ = ["Merge"]
 
+#: The place of this field in the list that a CellReply travels as.
+_RANK = [each.name for each in dataclasses.fields(m.CellReply)].index("rank")
+
 
 class Merge:
     """A cell that some nodes have not ended.
@@ -18,13 +22,18 @@ class Merge:
     Args:
         cell: Number of the cell.
         nodes: That have ranks of it.
+        ranks: All that run it.
+        packed: The message that began it.
     """
 
-    def __init__(self, cell: int, nodes: Iterable[int]) -> None:
+    def __init__(self, cell: int, nodes: Iterable[int], ranks: RankSet | None = None, packed: bytes = b"") -> None:
         self.cell = cell
+        self.ranks = RankSet() if ranks is None else ranks
+        self.packed = packed
         self.waiting = set(nodes)
         self._held = Held(cell)
         self._floods: dict[int, list[Any]] = {}
+        self._answered: set[int] = set()
         self._spans: dict[int, bytes] = {}
         self._strings: dict[int, dict[int, str]] = {}
         self._spans_lost: dict[int, int] = {}
@@ -50,10 +59,10 @@ class Merge:
                 self._floods[node] = message.entries
                 return [self._all_floods()]
             case m.Replies():
-                self._held.answer(message.replies, now_s)
+                self._answer(message.replies, now_s)
                 return []
             case m.CellDone():
-                self._held.answer(message.replies, now_s)
+                self._answer(message.replies, now_s)
                 self._spans |= message.spans
                 self._strings |= message.strings
                 self._spans_lost |= message.spans_lost
@@ -73,6 +82,17 @@ class Merge:
         kept = (self._spans, self._strings, self._spans_lost)
         done = m.CellDone(self.cell, self._held.replies(), *kept, now_ns, self._offsets_ns)
         return [*self._held.output(), *self._held.progress(), done]
+
+    def instead(self, node: int, others: Iterable[int]) -> None:
+        """A node will not end the cell, but these will, whose answers it had to tell."""
+        if node in self.waiting:
+            self.waiting |= set(others)
+
+    def _answer(self, replies: list[list[Any]], now_s: float) -> None:
+        """Who was between is gone, and these are told again by who had told it: each is told once from here."""
+        new = [reply for reply in replies if reply[_RANK] not in self._answered]
+        self._answered.update(reply[_RANK] for reply in new)
+        self._held.answer(new, now_s)
 
     def tick(self, now_s: float) -> list[m.Message]:
         """What has been held long enough."""

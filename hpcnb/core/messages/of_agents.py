@@ -5,12 +5,13 @@ Beside this, cells and orders go down and what ranks say goes up in the same mes
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Any
 
 from hpcnb.core.messages.codec import Message, message
 
-__all__ = ["Alarm", "Assignment", "Failed", "Join", "NodeHello", "NodeRefused", "NodeWelcome", "Ping", "Pong",
-           "StepProposed", "StopAtStep"]  # fmt: skip
+__all__ = ["Alarm", "Assignment", "Failed", "Join", "NodeHello", "NodeRefused", "NodeWelcome", "Orphaned", "Ping",
+           "Pong", "StepProposed", "StopAtStep"]  # fmt: skip
 
 
 @message
@@ -41,13 +42,20 @@ class NodeRefused(Message):
 
 @message
 class NodeHello(Message):
-    """First message of a node's agent; the head answers NodeWelcome or NodeRefused."""
+    """First message of a node's agent to who is above it, and passed on up to the head.
+
+    Answered by NodeWelcome or NodeRefused. Said again, to the head, when who was between is lost.
+    """
 
     protocol: int
     node: int
     host: str
     started_ns: int  # of the process, by the node's clock: another process of the same node is told apart
     folder: str  # where the node keeps what is too much to be sent
+    address: str = ""  # host:port where it listens for nodes below it
+    public: str = ""  # its CURVE public key for them
+    below: list[int] = field(default_factory=list)  # nodes that speak through it
+    cells: list[int] = field(default_factory=list)  # that it has heard of
 
 
 @message
@@ -59,6 +67,7 @@ class NodeWelcome(Message):
 class Failed(Message):
     """Ranks of a node could not be started, or (``is_over``) ended with what they were started from."""
 
+    node: int
     reason: str
     log_lines: list[str]
     is_over: bool
@@ -84,6 +93,11 @@ class Alarm(Message):
     """Somewhere ranks wait, or one has failed: tell where yours are, for so long from now."""
 
     seconds: float
+
+
+@message
+class Orphaned(Message):
+    """Who is above has lost its own way to the head: go there yourself."""
 
 
 @message
