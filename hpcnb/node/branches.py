@@ -170,7 +170,9 @@ class Branches(ABC):
     def _look_for_lost(self, now_s: float) -> None:
         remote = list(self._by_client.values())
         for branch in remote:
-            if branch.gone_s is None and branch.client not in self._server.connected:
+            if branch.client in self._server.connected:
+                branch.gone_s = None  # the end that was seen was that of an earlier connection with the same number
+            elif branch.gone_s is None:
                 branch.gone_s = now_s
             if branch.is_over(now_s, _AGAIN_S):
                 self._left(branch, f"the agent of node {branch.host} ended")
@@ -224,7 +226,7 @@ class Branches(ABC):
                 self._questions.hear(message.request, branch.node, message.value)
             case m.Seen():
                 self._above.mention(message)
-            case m.RankReady() | m.RankExited() | m.Failed() | m.Farewell() | m.NodeHello() | m.NodeLost():
+            case m.RankReady() | m.RankExited() | m.Failed() | m.Farewell() | m.NodeBelow() | m.NodeLost():
                 self._passed(branch, message)
             case _ if (merge := self._cells.get(getattr(message, "cell", 0))) is not None:
                 if isinstance(message, m.CellDone) and (offset_ns := branch.clock.estimate_ns):

@@ -152,7 +152,7 @@ class Head(Branches):
         else:
             self._joined(self._let_in(client, hello, member.ranks), hello)
 
-    def _joined(self, branch: Branch, hello: m.NodeHello) -> None:
+    def _joined(self, branch: Branch, hello: m.NodeHello | m.NodeBelow) -> None:
         """A node is new, and reached through this branch."""
         member = self._members[hello.node]
         member.host, member.started_ns, member.via = hello.host, hello.started_ns, branch.node
@@ -207,7 +207,7 @@ class Head(Branches):
 
     def _passed(self, branch: Branch, message: m.Message) -> None:
         match message:
-            case m.NodeHello():
+            case m.NodeBelow():
                 self._joined(branch, message)
             case m.RankReady():
                 if self._members.of_rank(message.rank).begin(message.rank, message.pid):

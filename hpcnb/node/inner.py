@@ -88,13 +88,15 @@ class Inner(Branches):
             self._server.send(client, m.NodeRefused(f"node {message.node} has an agent already"))
             return
         self._let_in(client, message, self._ranks_of[message.node])
-        self._above.tell(message)
+        self._above.tell(
+            m.NodeBelow(message.node, message.host, message.started_ns, message.folder, message.address, message.public)
+        )
 
     def _passed(self, branch: Branch, message: m.Message) -> None:
         if isinstance(message, m.Farewell):
             self._left(branch, f"the agent of node {branch.host} ended: {message.reason}")
             return
-        if isinstance(message, m.NodeHello):
+        if isinstance(message, m.NodeBelow):
             branch.ranks |= self._ranks_of[message.node]
         elif isinstance(message, m.NodeLost):
             for node in (message.node, *self._tree.below(message.node)):

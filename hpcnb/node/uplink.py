@@ -33,7 +33,6 @@ LOG = logging.getLogger(__name__)
 _PATIENCE_S = 60.0
 #: Where the connection has ended, so often it is looked whether the head has, too.
 _PROBE_S, _PROBE_TIMEOUT_S = 1.0, 0.1
-_CONNECT_S = 8.0
 #: At most so many messages are taken at once.
 _MOST_MESSAGES = 1000
 
@@ -109,9 +108,9 @@ class Uplink:
         self._heard_s = self._clock()
 
     def _close(self) -> None:
-        self._socket.disable_monitor()
         for each in (self._socket, self._monitor):
             self._selector.unwatch(int(each.get(zmq.FD)))
+        self._socket.disable_monitor()
         self._monitor.close(0)
         self._socket.close()
 
@@ -195,8 +194,9 @@ class Uplink:
     def own_address(self) -> str:
         """The IP address of this machine on the way to the head."""
         host, _, port = self._spec.head.rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=_CONNECT_S) as connection:
-            return str(connection.getsockname()[0])
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, int(port)))  # sends nothing
+            return str(probe.getsockname()[0])
 
     def _is_refused(self) -> bool:
         """Whether the machine of the head answers that nobody listens there any more: it will not come back."""

@@ -17,6 +17,7 @@ import pytest
 import hpcnb
 from hpcnb import Cluster
 from hpcnb.cluster.cell_run import CellRequest
+from hpcnb.core import tree
 from hpcnb.core.errors import LaunchError, OptionError
 from tests.cluster import slurm as virtual_slurm
 from tests.cluster.hosts import Hosts, why_not
@@ -78,11 +79,11 @@ def mpiexec(hosts):
         yield
 
 
-@pytest.fixture(scope="module", params=["ssh", "mpi", "slurm"])
+@pytest.fixture(scope="module", params=["ssh", "tree", "mpi", "slurm"])
 def many(hosts, request):
-    """Two ranks on each of two nodes."""
+    """Two ranks on each of two nodes; as a tree, n2 speaks with the head through n1."""
     options = {"mesh": "dp=2,tp=2", "name": "many", "threads_per_rank": 1, "idle_timeout_s": 0}
-    if request.param == "ssh":
+    if request.param in ("ssh", "tree"):
         cluster = on_hosts(hosts, ["n1", "n2"], 4, **options)
     elif request.param == "mpi":
         request.getfixturevalue("mpiexec")
@@ -90,7 +91,10 @@ def many(hosts, request):
     else:
         slurm = request.getfixturevalue("slurm")
         cluster = Cluster(4, launcher="slurm", nodes=2, partition="debug", start_timeout_s=60, **options)
-    cluster.start()
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "tree":
+            patch.setattr(tree, "FANOUT", 1)
+        cluster.start()
     yield cluster
     cluster.stop()
     if request.param == "slurm":
@@ -311,12 +315,34 @@ def test_a_job_that_cannot_be_says_why(slurm, options, words):
     wait_until(lambda: set(slurm.jobs()) == before, 5)
 
 
-def test_a_killed_agent_is_told_of_at_once_and_comes_back(cluster, hosts):
-    def kill():
-        pids = [line.split()[0] for line in hosts["n2"].processes() if "-m hpcnb.node" in line]
-        hosts["n2"].run("kill", "-9", pids[0])
+def kill_agent(host):
+    pids = [line.split()[0] for line in host.processes() if "-m hpcnb.node" in line]
+    host.run("kill", "-9", pids[0])
 
-    result, took_s = harmed(cluster, kill)
+
+@pytest.mark.parametrize(
+    "source", ["while True:\n    dist.all_reduce(x)\n    x.fill_(1)", "import time\ntime.sleep(3)\n'slept'"]
+)
+def test_who_is_below_a_lost_node_stays(hosts, monkeypatch, source):
+    monkeypatch.setattr(tree, "FANOUT", 1)
+    with on_hosts(hosts, ["n1", "n2", "n3"], 3, name="chain") as cluster:
+        result, took_s = harmed(cluster, lambda: kill_agent(hosts["n1"]), source)
+        assert took_s < 5
+        assert set(result.exits) == {0}
+        assert "the agent of node n1 ended" in result.failure_text()
+        if "slept" in source:
+            assert result.values == {1: "'slept'", 2: "'slept'"}
+        assert cluster.run("kept", on="1,2").values == {1: "1", 2: "2"}
+        assert [row["state"] for row in cluster.status()] == ["dead", "idle", "idle"]
+        cluster.restart_rank()
+        source = "import torch, torch.distributed as dist\nx = torch.ones(1)\ndist.all_reduce(x)\nx.item()"
+        assert cluster.run(source).values == dict.fromkeys(range(3), "3.0")
+    for name in hosts.names:
+        wait_until(lambda name=name: not [line for line in leftovers(hosts[name]) if "chain" in line], 5)
+
+
+def test_a_killed_agent_is_told_of_at_once_and_comes_back(cluster, hosts):
+    result, took_s = harmed(cluster, lambda: kill_agent(hosts["n2"]))
     assert took_s < 5
     assert "the agent of node n2 ended" in result.failure_text()
     assert set(result.exits) == {2, 3}

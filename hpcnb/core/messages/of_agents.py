@@ -10,8 +10,8 @@ from typing import Any
 
 from hpcnb.core.messages.codec import Message, message
 
-__all__ = ["Alarm", "Assignment", "Failed", "Join", "NodeHello", "NodeRefused", "NodeWelcome", "Orphaned", "Ping",
-           "Pong", "StepProposed", "StopAtStep"]  # fmt: skip
+__all__ = ["Alarm", "Assignment", "Failed", "Join", "NodeBelow", "NodeHello", "NodeRefused", "NodeWelcome", "Orphaned",
+           "Ping", "Pong", "StepProposed", "StopAtStep"]  # fmt: skip
 
 
 @message
@@ -42,9 +42,9 @@ class NodeRefused(Message):
 
 @message
 class NodeHello(Message):
-    """First message of a node's agent to who is above it, and passed on up to the head.
+    """First message of a node's agent to who is above it; answered by NodeWelcome or NodeRefused.
 
-    Answered by NodeWelcome or NodeRefused. Said again, to the head, when who was between is lost.
+    Said again, to the head, when who was between is lost.
     """
 
     protocol: int
@@ -56,6 +56,18 @@ class NodeHello(Message):
     public: str = ""  # its CURVE public key for them
     below: list[int] = field(default_factory=list)  # nodes that speak through it
     cells: list[int] = field(default_factory=list)  # that it has heard of
+
+
+@message
+class NodeBelow(Message):
+    """A node has been welcomed by one that is between it and the head: its NodeHello, passed on."""
+
+    node: int
+    host: str
+    started_ns: int
+    folder: str
+    address: str
+    public: str
 
 
 @message
