@@ -37,6 +37,8 @@ LOG = logging.getLogger(__name__)
 _GRACE_S = 1.0
 #: Its connection file is looked for so often.
 _STARTING_S = 0.02
+#: Where batch systems say which job this is.
+_JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 #: The agent looks around so often when nothing happens.
 _IDLE_S = 1.0
 
@@ -111,7 +113,7 @@ class Agent:
     def run(self) -> None:
         """Serve until the cluster ends, then leave nothing behind."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in a terminal is for the notebook
-        signal.signal(signal.SIGTERM, lambda *_: self._end("the agent was told to end (SIGTERM)"))
+        signal.signal(signal.SIGTERM, lambda *_: self._end(_terminated()))
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
             if self._front is not None and not self._spec.controller_profile:
@@ -132,7 +134,8 @@ class Agent:
     def _turn(self) -> None:
         timeout_s = 0.0 if any(side.has_input for side in self._sides) else self._timeout_s()
         for key, _ in self._selector.select(timeout_s):
-            key.data()
+            if self._ending is None:  # who ends this process may have ended ranks too: not what failed first
+                key.data()
         now_s = self._clock()
         for side in self._sides:
             side.turn(now_s)
@@ -182,8 +185,17 @@ class Agent:
         LOG.info("ending: %s", reason)
         self._refusals.flush()
         above, *below = self._sides
+        if isinstance(above, Uplink) and not self._is_whole:  # others wait for the ranks of this node
+            above.tell(m.Farewell(reason))
         for side in reversed(below):
             side.finish(reason, is_whole=self._is_whole)
         controller.stop(self._controller, _GRACE_S)
         self._folder.remove()
         above.finish(reason, is_whole=self._is_whole)
+
+
+def _terminated() -> str:
+    """Why an agent ends that gets SIGTERM."""
+    job = next((f"job {os.environ[name]}" for name in _JOBS if name in os.environ), "")
+    why = f": {job} was cancelled, or its time is up" if job else ""
+    return f"it was told to end (SIGTERM){why}"
