@@ -42,9 +42,9 @@ scheduler_threads 1
 #: What differs from Debian's configuration and queue.
 _CONFIGURATION = {"execd_spool_dir": "{folder}/spool", "min_uid": "0", "min_gid": "0", "load_report_time": "00:00:02"}
 _SCHEDULER = {"schedule_interval": "0:0:1", "schedd_job_info": "true", "flush_submit_sec": "1",
-              "flush_finish_sec": "1", "job_load_adjustments": "NONE"}  # fmt: skip
+              "flush_finish_sec": "1", "job_load_adjustments": "NONE", "queue_sort_method": "seqno"}  # fmt: skip
 _QUEUE = {"hostlist": "{hosts}", "slots": "{cpus}", "load_thresholds": "NONE", "pe_list": "smp", "shell": "/bin/sh",
-          "tmpdir": "/tmp"}  # fmt: skip
+          "tmpdir": "/tmp", "seq_no": "0,{order}"}  # fmt: skip
 
 
 def why_not() -> str:
@@ -94,7 +94,8 @@ class GridEngine:
                 (programs / program.name).symlink_to(program.resolve())
         (common / "bootstrap").write_text(_BOOTSTRAP.format(root=self.root, folder=self.folder))
         (common / "act_qmaster").write_text("head\n")
-        words = {"folder": self.folder, "hosts": " ".join(self._hosts.names), "cpus": self._cpus}
+        words = {"folder": self.folder, "hosts": " ".join(self._hosts.names), "cpus": self._cpus,
+                 "order": ",".join(f"[{name}={place}]" for place, name in enumerate(self._hosts.names, 1))}  # fmt: skip
         libraries = _libraries().get("LD_LIBRARY_PATH")
         os.environ |= {
             "SGE_ROOT": str(self.root), "SGE_CELL": "default", "SGE_QMASTER_PORT": "6444", "SGE_EXECD_PORT": "6445",

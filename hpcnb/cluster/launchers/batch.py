@@ -143,6 +143,8 @@ class BatchLauncher(NodeLauncher):
                 "the cluster?"
             )
             raise LaunchError(msg)
+        if template is None:  # says now what cannot be asked for
+            self._system.template({"name": "", **self._asked}, len(self.layout))
         self.address = address or own_address()
         self._folder = Path(folder or "~/.hpcnb").expanduser().absolute()
         self._python = python or sys.executable
@@ -161,11 +163,8 @@ class BatchLauncher(NodeLauncher):
         shared = SharedFolder.create(self._folder)
         self._jobs.append(Job(self._system, shared, nodes, self._python))
         shared.write("ticket", ticket.to_text())
-        shared.write("join", self._join(shared, nodes))
+        shared.write("join", shared.script(self._system.number, nodes, self._setup, self._python))
         self._jobs[-1].submit(template, asked)
-
-    def _join(self, shared: SharedFolder, nodes: Sequence[int]) -> str:
-        return shared.script(self._system.number, nodes, self._setup, self._python)
 
     def look(self) -> Problem | None:
         """See NodeLauncher."""

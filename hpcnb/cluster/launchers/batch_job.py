@@ -42,9 +42,15 @@ _TELLS_NOTHING = re.compile(r"^(Submitting job\(s\)|Exiting\.|.*\.\.\.$)")
 
 @dataclass(frozen=True)
 class SharedFolder:
-    """A folder of mode 0700 that this machine and the nodes see, while the nodes start."""
+    """A folder of mode 0700 that this machine and the nodes see, while the nodes start.
+
+    Attributes:
+        path: The folder.
+        has_made_root: Whether the one that it is in was made for it, too.
+    """
 
     path: Path
+    has_made_root: bool
 
     @classmethod
     def create(cls, root: Path) -> SharedFolder:
@@ -54,6 +60,7 @@ class SharedFolder:
             LaunchError: It cannot be made.
         """
         host = os.uname().nodename
+        has_made_root = not root.exists()
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for left in root.glob(f"{host}-*-*"):
@@ -65,7 +72,7 @@ class SharedFolder:
         except OSError as error:
             msg = f"the folder {root} cannot be used ({error.strerror}); choose another that nodes see too: folder=..."
             raise LaunchError(msg) from error
-        return cls(path)
+        return cls(path, has_made_root)
 
     def write(self, name: str, text: str) -> None:
         """Write a file that only this user reads, from its first byte on."""
@@ -95,10 +102,11 @@ class SharedFolder:
         return [line for line in text.splitlines() if line.strip()]
 
     def remove(self) -> None:
-        """Remove it, and the one that it is in if that is empty."""
+        """Remove it, and the one that it is in if that was made for it and is empty."""
         shutil.rmtree(self.path, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            self.path.parent.rmdir()
+        if self.has_made_root:
+            with contextlib.suppress(OSError):  # another launch uses it
+                self.path.parent.rmdir()
 
 
 class Job:
@@ -180,10 +188,12 @@ class Job:
             self._silence = said[-1].strip() if said else "the queue does not answer"
             return
         self._silence = ""
-        if not elements and self._elements is None and now_s < self._submitted_s + _APPEAR_S:
+        numbers = range(1, len(self._nodes) + 1)
+        has_begun = self._elements is not None or any(self._folder.said(number) is not None for number in numbers)
+        if not elements and not has_begun and now_s < self._submitted_s + _APPEAR_S:
             return
         self._elements = elements
-        for number in range(1, len(self._nodes) + 1):
+        for number in numbers:
             self._missed[number] = 0 if number in elements else self._missed.get(number, 0) + 1
 
     def _problem_of(self, number: int, node: int) -> Problem | None:
@@ -221,9 +231,11 @@ class Job:
             return ""
         if not self._id:
             return f"submitting with {self._system.submit}"
+        if self._elements is None:
+            return f"job {self._id} is submitted{f' ({self._silence})' if self._silence else ''}; Ctrl-C gives it up"
         if not self.is_queued:
             return f"job {self._id} runs"
-        elements = list((self._elements or {}).values())
+        elements = list(self._elements.values())
         reason = self._silence or next((each.reason for each in elements if each.reason), "")
         why = f" ({reason})" if reason else ""
         running = sum(element.state == "running" for element in elements)
