@@ -158,7 +158,7 @@ def test_a_node_that_does_not_start_says_why(queue, options, tmp_path, odd, word
 
 def test_a_queue_that_is_not_there_is_named(system, queue, options):
     error = OptionError if system == "htcondor" else LaunchError
-    with pytest.raises(error, match=r"HTCondor has no queues|(qsub|bsub) failed: .*([Uu]nknown queue|No such queue)"):
+    with pytest.raises(error, match=r"(?i)HTCondor has no queues|(qsub|bsub) failed: .*(unknown queue|no such queue)"):
         Cluster(1, name="cannot", queue="nosuch", **options).start()
 
 
@@ -238,6 +238,13 @@ def test_an_element_that_is_deleted_is_told_and_comes_back(on_sge, sge):
 def test_a_job_that_grid_engine_does_not_run_says_why(on_sge, options, words):
     with pytest.raises(LaunchError, match=words):
         Cluster(1, name="cannot", **on_sge, **options).start()
+
+
+@needs_gridengine
+def test_commands_of_grid_engine_are_not_taken_for_those_of_pbs(sge):
+    pbs._is_torque.cache_clear()
+    with pytest.raises(LaunchError, match="those of Grid Engine, not of PBS; write  --launcher sge"):
+        Cluster(1, launcher="pbs")
 
 
 @needs_gridengine

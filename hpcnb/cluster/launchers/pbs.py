@@ -16,7 +16,7 @@ _ASK_S = 20.0
 #: ``Job Id: 7[2].server``: an element; without a number between the brackets the array as a whole.
 _JOB = re.compile(r"^Job Id: \d+(?:\[(?P<number>\d*)\])?")
 _FIELD = re.compile(r"^ {4}(?P<name>\w+) = (?P<value>.*)$")
-_GONE = re.compile(r"[Uu]nknown [Jj]ob|has finished")
+_GONE = re.compile(r"(?i)unknown job|has finished")
 #: States of what has not begun: queued, held, waiting for its time, being moved.
 _WAITS = {"Q": "", "H": "held", "W": "it waits for its time", "T": ""}
 #: ... and of what has ended; B is an array of which some elements have begun.
@@ -94,9 +94,13 @@ def _is_torque() -> bool:
     """Which of the two it is.
 
     Raises:
-        LaunchError: Neither of them.
+        LaunchError: Neither of them, or no answer.
     """
-    asked = subprocess.run(["qstat", "--version"], capture_output=True, text=True, timeout=_ASK_S, check=False)
+    try:
+        asked = subprocess.run(["qstat", "--version"], capture_output=True, text=True, timeout=_ASK_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        msg = f"launcher pbs asks with qstat, which does not answer here: {error}"
+        raise LaunchError(msg) from error
     said = asked.stdout + asked.stderr
     if re.search(r"\b(SGE|UGE|OGS|GE) \d", said):
         msg = "the commands qsub and qstat here are those of Grid Engine, not of PBS; write  --launcher sge"
