@@ -71,7 +71,7 @@ class Head(Branches):
     def turn(self, now_s: float) -> None:
         """See Side."""
         super().turn(now_s)
-        if self._joining and self._folder.connection_file("engine").exists():
+        if self._joining and self._folder.has_controller:
             for client, join in list(self._joining.items()):
                 self._assign(client, join)
         for member in self._members.overdue(now_s):
