@@ -325,3 +325,11 @@ class RunFolder:
     def connection_file(self, side: str) -> Path:
         """Connection file of our own ipyparallel controller for ``client`` or ``engine``."""
         return self.profile / "security" / f"ipcontroller-hpcnb-{side}.json"
+
+    @property
+    def has_controller(self) -> bool:
+        """Whether the controller has written what engines read; it makes the file first, and fills it then."""
+        try:
+            return self.connection_file("engine").stat().st_size > 0
+        except FileNotFoundError:
+            return False

@@ -71,7 +71,7 @@ class Head(Branches):
     def turn(self, now_s: float) -> None:
         """See Side."""
         super().turn(now_s)
-        if self._joining and self._folder.connection_file("engine").exists():
+        if self._joining and self._folder.has_controller:
             for client, join in list(self._joining.items()):
                 self._assign(client, join)
         for member in self._members.overdue(now_s):
@@ -198,10 +198,10 @@ class Head(Branches):
     def _lose(self, member: Member, why: str, waited_in: dict[int, str] | None = None) -> None:
         """Give a node up: its ranks will not answer."""
         LOG.warning("%s: ranks %s are given up", why, member.ranks)
+        self._above.tell(m.NodeLost(member.node, member.host, why))  # first: who hears of ranks may start them again
         for rank, pid in sorted(self._members.lose(member.node).items()):
             was_in = (waited_in or {}).get(rank, "")
             self._above.tell(m.RankExited(rank, pid, -9, [], False, was_in, "", 0.0, False, f"was lost: {why}"))
-        self._above.tell(m.NodeLost(member.node, member.host, why))
 
     # --- what nodes say of themselves -----------------------------------------------------------------------
 

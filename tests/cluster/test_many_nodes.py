@@ -1,5 +1,5 @@
-"""Clusters of several nodes, over SSH and as a job of Slurm: what works on one machine works on many, and nodes that
-fail are told of."""
+"""Clusters of several nodes, over SSH, MPI and as jobs of Slurm and Grid Engine: what works on one machine works on
+many, and nodes that fail are told of."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from hpcnb import Cluster
 from hpcnb.cluster.cell_run import CellRequest
 from hpcnb.core import tree
 from hpcnb.core.errors import LaunchError, OptionError
+from tests.cluster import gridengine
 from tests.cluster import slurm as virtual_slurm
 from tests.cluster.hosts import Hosts, why_not
 from tests.waiting import wait_until
@@ -79,7 +80,15 @@ def mpiexec(hosts):
         yield
 
 
-@pytest.fixture(scope="module", params=["ssh", "tree", "mpi", "slurm"])
+@pytest.fixture(scope="module")
+def sge(hosts):
+    if why := gridengine.why_not():
+        pytest.skip(why)
+    with gridengine.GridEngine(hosts) as sge:
+        yield sge
+
+
+@pytest.fixture(scope="module", params=["ssh", "tree", "mpi", "slurm", "sge"])
 def many(hosts, request):
     """Two ranks on each of two nodes; as a tree, n2 speaks with the head through n1."""
     options = {"mesh": "dp=2,tp=2", "name": "many", "threads_per_rank": 1, "idle_timeout_s": 0}
@@ -88,6 +97,10 @@ def many(hosts, request):
     elif request.param == "mpi":
         request.getfixturevalue("mpiexec")
         cluster = Cluster(4, launcher="mpi", hosts="n1,n2", start_timeout_s=60, **options)
+    elif request.param == "sge":
+        request.getfixturevalue("sge")
+        folder = str(hosts.ssh_config.parent / "shared")
+        cluster = Cluster(4, launcher="sge", nodes=2, cpus_per_node=4, folder=folder, start_timeout_s=60, **options)
     else:
         slurm = request.getfixturevalue("slurm")
         cluster = Cluster(4, launcher="slurm", nodes=2, partition="debug", start_timeout_s=60, **options)

@@ -93,3 +93,14 @@ def test_names_of_files(root):
     ]  # fmt: skip
     assert len(set(names)) == len(names)
     assert all(folder.path in name.parents for name in names)  # removed with the folder
+
+
+def test_a_connection_file_that_is_still_empty_is_none_yet(tmp_path):
+    folder = RunFolder.create("name", root=tmp_path / "root")
+    path = folder.connection_file("engine")
+    assert not folder.has_controller
+    path.parent.mkdir(parents=True)
+    path.touch()  # the controller makes it before it writes
+    assert not folder.has_controller
+    path.write_text("{}")
+    assert folder.has_controller
