@@ -215,8 +215,8 @@ class Branches:
     def _assign(self, client: bytes, join: m.Join) -> None:
         branch = self._branches[join.node]
         spec = dataclasses.replace(
-            self._spec, first_rank=branch.ranks.first(), num_ranks=len(branch.ranks), node=join.node, is_local=False,
-            link_address="", server_secret="", client_secret="", client_public="", owner_pid=0,
+            self._spec, first_rank=min(branch.ranks, default=0), num_ranks=len(branch.ranks), node=join.node,
+            is_local=False, link_address="", server_secret="", client_secret="", client_public="", owner_pid=0,
             uplink=self.address, rendezvous=self._rendezvous, is_late=bool(branch.started_ns),
         )  # fmt: skip
         file = self._folder.connection_file("engine")
@@ -329,6 +329,13 @@ class Branches:
         """See Below."""
         packed = m.encode(message)
         chosen = self._with(message.ranks)
+        if isinstance(message, m.Scale):  # also for nodes whose ranks are all new, or to be ended
+            chosen = [branch for branch in self._branches if branch.is_here]
+            self._spec = self._spec.scaled(
+                message.world_size, message.mesh, message.placement, groups_before_mesh=message.num_groups
+            )  # fmt: skip
+            for branch, ranks in zip(self._branches, self._spec.ranks_of_nodes, strict=True):
+                branch.ranks = ranks
         self._cells[message.cell] = merge = Merge(message.cell, [branch.node for branch in chosen])
         for branch in chosen:
             self._send(branch, packed)
