@@ -9,7 +9,6 @@ import difflib
 import keyword
 import re
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -18,7 +17,8 @@ from hpcnb.core.launch import IDLE_TIMEOUT_S, SILENCE_S
 from hpcnb.core.watch import GRACE_S
 
 __all__ = [
-    "VERBS", "CellOptions", "CheckOptions", "ExportOptions", "StartOptions", "Verb", "VerbOptions", "cell_flags",
+    "VERBS", "CellOptions", "CheckOptions", "ExportOptions", "ScaleOptions", "StartOptions", "Verb", "VerbOptions",
+    "cell_flags",
     "cell_help", "help_text", "parse_cell", "parse_hpc", "ranks_of", "verb_words",
 ]  # fmt: skip
 
@@ -73,6 +73,16 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
+class ScaleOptions:
+    """Options of ``%hpc scale``; None where nothing was asked."""
+
+    num_ranks: int
+    mesh: str | None = None
+    hosts: str | None = None
+    nodes: int | None = None
+
+
+@dataclass(frozen=True)
 class VerbOptions:
     """A verb of ``%hpc`` and what follows it; ``of_all`` is --all, and --clear of ``init``."""
 
@@ -81,6 +91,7 @@ class VerbOptions:
     start: StartOptions | None = None
     check: CheckOptions | None = None
     export: ExportOptions | None = None
+    scale: ScaleOptions | None = None
     of_all: bool = False
 
 
@@ -134,6 +145,11 @@ _LAUNCHER_FLAGS = (
     "--mpiexec", "--queue", "--submit", "--template", "--folder",
 )  # fmt: skip
 _LAUNCHER_NUMBERS = ("--ranks-per-node", "--port", "--nodes", "--gpus-per-node", "--cpus-per-node")
+_SCALE_FLAGS = {
+    "--mesh": "axis names and sizes; without it the first axis grows or shrinks",
+    "--hosts": "for ssh and mpi: more hosts, which the new ranks go to; otherwise to those that are there",
+    "--nodes": "for slurm: so many more nodes, which the new ranks go to; otherwise to those that are there",
+}
 _CHECK_FLAGS = {
     "--axis": "mesh axis along which ranks should hold the same; dp by default",
     "--rng": "compare the random number generators too",
@@ -179,6 +195,11 @@ VERBS: dict[str, Verb] = {
         "replace ranks by new processes; without a number those that died",
         64,
         options={"RANK": "numbers, also 0-2 and 0,3; names on these ranks are lost"},
+    ),
+    "scale": Verb(
+        "scale RANKS [--mesh dp=3,tp=2] [--hosts n3 | --nodes 1]",
+        "add ranks to the cluster, or end the highest; names on those that stay are kept",
+        options={"RANKS": "how many there are to be", **_SCALE_FLAGS},
     ),
     "debug": Verb("debug RANK", "pdb on the last failure of a rank; breakpoint() in a cell stops there", 1),
     "init": Verb(
@@ -286,17 +307,29 @@ def parse_hpc(line: str) -> VerbOptions:
         _fail(f"%hpc has no verb {verb!r}{_meant(verb, VERBS)}; there are {', '.join(VERBS)}")
     if rest in (["--help"], ["-h"]):
         return VerbOptions("help", (verb,))
-    own: dict[str, Callable[[list[str]], Any]] = {
-        "start": _parse_start, "check": _parse_check, "export": _parse_export
-    }  # fmt: skip
-    if verb in own:
-        return VerbOptions(verb, **{verb: own[verb](rest)})
-    if verb == "init":
-        return _parse_init(rest)
+    if (options := _with_options(verb, rest)) is not None:
+        return options
     of_all = VERBS[verb].has_all and "--all" in rest
     rest = [word for word in rest if not (of_all and word == "--all")]
     _check_words(verb, rest)
     return VerbOptions(verb, tuple(rest), of_all=of_all)
+
+
+def _with_options(verb: str, rest: list[str]) -> VerbOptions | None:
+    """The line of a verb that has more options than --all."""
+    match verb:
+        case "start":
+            return VerbOptions(verb, start=_parse_start(rest))
+        case "check":
+            return VerbOptions(verb, check=_parse_check(rest))
+        case "scale":
+            return VerbOptions(verb, scale=_parse_scale(rest))
+        case "export":
+            return VerbOptions(verb, export=_parse_export(rest))
+        case "init":
+            return _parse_init(rest)
+        case _:
+            return None
 
 
 def ranks_of(words: tuple[str, ...]) -> list[int]:
@@ -372,6 +405,24 @@ def _parse_export(words: list[str]) -> ExportOptions:
     return ExportOptions(**options)
 
 
+def _parse_scale(words: list[str]) -> ScaleOptions:
+    options: dict[str, Any] = {}
+    usage = f"%hpc {VERBS['scale'].usage}"
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            if "num_ranks" in options:
+                _fail(f"%hpc scale: the number of ranks is given twice, {options['num_ranks']} and {word}")
+            options["num_ranks"] = _positive("RANKS", word, int)
+            continue
+        flag, given = _flag(word, _SCALE_FLAGS, "%hpc scale", usage)
+        value = _value(flag, given, words, "%hpc scale")
+        options[flag.removeprefix("--")] = _positive(flag, value, int) if flag == "--nodes" else value
+    if "num_ranks" not in options:
+        _fail(f"%hpc scale needs the number of ranks, for example  %hpc scale 4; write  {usage}")
+    return ScaleOptions(**options)
+
+
 def _parse_start(words: list[str]) -> StartOptions:
     options: dict[str, Any] = {}
     usage = f"%hpc {VERBS['start'].usage}"
@@ -421,13 +472,21 @@ def _flag(word: str, flags: dict[str, str], magic: str, usage: str) -> tuple[str
     return flag, value if equals else None
 
 
+def _meaning(flag: str, magic: str) -> str:
+    flags = {
+        "%hpc scale": _SCALE_FLAGS,
+        "%hpc export": _EXPORT_FLAGS,
+        "%hpc check": _CHECK_FLAGS,
+        "%%hpc_parallel": _CELL_FLAGS,
+    }
+    return flags.get(magic, _START_FLAGS)[flag]
+
+
 def _value(flag: str, given: str | None, words: list[str], magic: str) -> str:
     if given is not None:
         return given
     if not words or words[0].startswith("--"):
-        _fail(
-            f"{magic} {flag} needs a value: {({**_CHECK_FLAGS, **_EXPORT_FLAGS, **_CELL_FLAGS, **_START_FLAGS})[flag]}"
-        )
+        _fail(f"{magic} {flag} needs a value: {_meaning(flag, magic)}")
     return words.pop(0)
 
 
@@ -462,6 +521,7 @@ def verb_words(verb: str) -> list[str]:
         "start": list(_START_FLAGS),
         "check": list(_CHECK_FLAGS),
         "export": list(_EXPORT_FLAGS),
+        "scale": list(_SCALE_FLAGS),
         "init": ["--clear"],
         "timing": ["breakdown", "timeline"],
         "help": list(VERBS),

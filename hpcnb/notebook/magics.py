@@ -152,6 +152,10 @@ class HpcMagics(Magics):
         cluster = _cluster()
         print(cluster.restart_rank(*arguments.ranks_of(options.words)))
 
+    def _scale(self, options: arguments.VerbOptions) -> None:
+        assert options.scale is not None, "the parser has read it"
+        show.scale(self.shell, _cluster(), options.scale)
+
     def _debug(self, options: arguments.VerbOptions) -> None:
         _cluster().debug(int(options.words[0]), view=show.cell_view(self.shell, show_time=False))
 
