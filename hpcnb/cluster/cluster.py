@@ -273,7 +273,7 @@ class Cluster:
         return {
             "layout": self._launcher.layout, "address": self._launcher.address, "is_local": False,
             "nodes_public": public, "nodes_secret": secret, "launcher": self.launcher,
-            "launcher_options": self._launcher_options,
+            "launcher_options": self._launcher.lasting(self._launcher_options),
         }  # fmt: skip
 
     def _reset(self) -> None:

@@ -76,6 +76,8 @@ class AgentSpec:
         launcher: Who started the nodes, and its options: to start one of them again.
         launcher_options: Numbers and texts, and lists of these.
         is_late: Of a node: its ranks are not forked before they are asked for, since others run already.
+        carrier_pid: Of a node: the process that started it and that it does not outlive; 0 if there is none.
+        carrier: What that process is, in words.
     """
 
     cluster_name: str
@@ -111,6 +113,8 @@ class AgentSpec:
     launcher: str = "local"
     launcher_options: dict[str, Any] = field(default_factory=dict)
     is_late: bool = False
+    carrier_pid: int = 0
+    carrier: str = ""
 
     @property
     def ranks_of_nodes(self) -> list[RankSet]:

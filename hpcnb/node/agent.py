@@ -79,8 +79,9 @@ class Agent:
             below = RankHost(spec, folder, template, above=above, selector=self, refusals=refusals, clock=clock)
         above.below = below
         self._sides: tuple[Side, Side] = (above, below)
-        # who launched a node has done its part when the node has joined
-        self._parent = -1 if spec.is_node else os.pidfd_open(os.getppid())
+        # who launched a node has done its part when the node has joined, unless it carries it
+        is_watched = not spec.is_node or spec.carrier_pid != 0
+        self._parent = os.pidfd_open(os.getppid()) if is_watched else -1
 
     def run(self) -> None:
         """Serve until the cluster ends, then leave nothing behind."""
@@ -95,6 +96,8 @@ class Agent:
                 self.watch(self._parent, self._parent_gone)
             for side in self._sides:
                 side.start()
+            if self._spec.carrier_pid not in (0, os.getppid()):  # it ended before it could be watched
+                self._parent_gone()
             while self._ending is None:
                 self._turn()
         except Exception:
@@ -136,7 +139,9 @@ class Agent:
 
     def _parent_gone(self) -> None:
         self.unwatch(self._parent)
-        if self._front is not None and not self._front.is_claimed:
+        if self._spec.carrier_pid:
+            self._end(f"the {self._spec.carrier} that carried it ended")
+        elif self._front is not None and not self._front.is_claimed:
             self._end("who launched the cluster ended, and no notebook is connected")
 
     def _check_controller(self) -> None:
@@ -155,6 +160,8 @@ class Agent:
         LOG.info("ending: %s", reason)
         self._refusals.flush()
         above, below = self._sides
+        if isinstance(above, Uplink):
+            above.leave(reason)
         below.finish(reason)
         controller.stop(self._controller, _GRACE_S)
         self._folder.remove()

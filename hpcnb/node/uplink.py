@@ -85,7 +85,7 @@ class Uplink:
         )  # fmt: skip
         self._monitor = self._socket.get_monitor_socket(zmq.Event.DISCONNECTED | zmq.Event.CONNECTED)
         self._started_ns = time.perf_counter_ns()
-        self._is_cut = False
+        self._is_cut = self._is_ordered = False
         self._probe_due_s = 0.0
         self._heard_s = clock()
 
@@ -145,6 +145,14 @@ class Uplink:
             probe.settimeout(_PROBE_TIMEOUT_S)
             return probe.connect_ex((host, int(port))) == errno.ECONNREFUSED
 
+    def leave(self, reason: str) -> None:
+        """Say that the node is about to end, ahead of its ranks: so they are known to be lost with it, and why.
+
+        Whoever has ordered that waits for what is said when all have ended.
+        """
+        if not self._is_ordered:
+            self._send(m.Farewell(reason))
+
     def finish(self, reason: str) -> None:
         """Say that the node has ended."""
         self._send(m.Farewell(reason))
@@ -165,6 +173,7 @@ class Uplink:
             case m.NodeWelcome():
                 self._folder.joined.touch(mode=0o600)
             case m.NodeRefused() | m.Shutdown():
+                self._is_ordered = True
                 self._end(message.reason)
             case m.Alarm():
                 self.alarm(message.seconds)

@@ -18,6 +18,7 @@ LAUNCHERS = {
     "ssh": ("hpcnb.cluster.launchers.ssh", "SshLauncher"),
     "mpi": ("hpcnb.cluster.launchers.mpi", "MpiLauncher"),
     "slurm": ("hpcnb.cluster.launchers.slurm", "SlurmLauncher"),
+    "dask": ("hpcnb.cluster.launchers.dask", "DaskLauncher"),
 }
 
 
