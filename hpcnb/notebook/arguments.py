@@ -90,7 +90,7 @@ _START_FLAGS = {
     "--idle-timeout": "end the cluster so many seconds after the last notebook has gone; 8 hours by default, 0 at once",
     "--grace": "release ranks that wait in vain after so many seconds, 1 by default; off for never",
     "--auto-restart": "replace ranks that die by themselves",
-    "--launcher": "where ranks run: local (this machine), ssh, mpi (--hosts), slurm (--nodes), dask, existing (--client)",
+    "--launcher": "where ranks run: local (this machine), ssh, mpi (--hosts), slurm (--nodes), dask or existing",
     "--silence": "give a node up that has not answered for so many seconds; 8 by default",
     "--mpiexec": "for mpi: the command, and options that come first, in quotation marks",
     "--hosts": "for ssh, mpi, dask and existing: names of hosts, n1,n2,n3; for ssh also user@host",

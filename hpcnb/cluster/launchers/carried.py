@@ -6,43 +6,27 @@ and so it is made on a thread of its own: the notebook looks at what came of it.
 
 from __future__ import annotations
 
-import pkgutil
+import re
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hpcnb.cluster.launchers.nodes import NodeLauncher, Problem, problem_of, spread
 from hpcnb.core.errors import LaunchError, OptionError
 from hpcnb.core.launch import Ticket
+from hpcnb.core.named import Named
 from hpcnb.core.version import __version__
 
-__all__ = ["CarriedLauncher", "Named", "spread_over"]
+__all__ = ["CarriedLauncher", "spread_over"]
 
 #: An agent that joins is looked at so often.
 _LOOK_S = 0.3
 #: Carriers that are told to end an agent answer within so long, or not at all.
 _END_S = 3.0
-
-
-class Named:
-    """A function by its name alone: where it is unpickled it is the function that has this name there.
-
-    Args:
-        name: ``package.module:function``.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.__name__ = name.rpartition(":")[2]
-
-    def __call__(self, *args: Any) -> Any:
-        """Libraries take nothing that cannot be called."""
-        return pkgutil.resolve_name(self.name)(*args)
-
-    def __reduce__(self) -> tuple[Callable[[str], Any], tuple[str]]:
-        return pkgutil.resolve_name, (self.name,)
+#: A function of ours is not there; Dask brings such an error within the text of another.
+_NOT_FOUND = re.compile(r"(ModuleNotFound|Import|Attribute)Error\b.*hpcnb")
 
 
 _START, _LOOK, _END = (Named(f"hpcnb.node.carrier:{name}") for name in ("start", "look", "end"))
@@ -138,13 +122,15 @@ class _Errand(threading.Thread):
             self.problem = self._carry()
         except LaunchError as error:
             self.problem = Problem(str(error))
-        except (ImportError, AttributeError) as error:  # the function could not be found there
-            self.problem = Problem(
-                f"{kind} {self.carrier} cannot import the hpcnb of this notebook ({error}); install it where that "
-                f"{kind} runs:  pip install hpcnb=={__version__}"
-            )
         except Exception as error:  # noqa: BLE001 - whatever a library raises whose connection ended
-            self.problem = Problem(f"{kind} {self.carrier} could not be asked to start ranks: {error or repr(error)}")
+            said = f"{type(error).__name__}: {error}"
+            if _NOT_FOUND.search(said):
+                self.problem = Problem(
+                    f"{kind} {self.carrier} cannot import the hpcnb of this notebook ({error}); install it where that "
+                    f"{kind} runs:  pip install hpcnb=={__version__}"
+                )
+            else:
+                self.problem = Problem(f"{kind} {self.carrier} could not be asked to start ranks: {said}")
 
     def _carry(self) -> Problem | None:
         self.carrier = self._launcher.find(self._node)

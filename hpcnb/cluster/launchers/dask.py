@@ -10,15 +10,17 @@ import contextlib
 import inspect
 import ipaddress
 import re
+import socket
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hpcnb.cluster.launchers.addresses import address_towards
-from hpcnb.cluster.launchers.carried import CarriedLauncher, Named, spread_over
+from hpcnb.cluster.launchers.carried import CarriedLauncher, spread_over
 from hpcnb.cluster.launchers.nodes import hosts_of
 from hpcnb.core.errors import LaunchError, OptionError
+from hpcnb.core.named import Named
 
 if TYPE_CHECKING:
     import distributed
@@ -167,12 +169,24 @@ class _Scheduler:
         with self._lock:
             if self._own is None:
                 try:
+                    self._knock()  # a Client that cannot connect leaves the thread of its event loop behind
                     self._own = Client(
                         self.address, security=self._security, set_as_default=False, timeout=_CONNECT_S
                     )  # fmt: skip
                 except (OSError, TypeError, ValueError, RuntimeError) as error:
                     raise LaunchError(_unreachable(self.address, error)) from error
             return self._own
+
+    def _knock(self) -> None:
+        from distributed import Security
+
+        if self.address.startswith("tls://") and self._security is None:
+            security = Security()  # with what is in the configuration of Dask
+            if security.get_connection_args("client")["ssl_context"] is None:
+                msg = "there are none in the configuration of Dask"
+                raise ValueError(msg)
+        if host := _host_in(self.address):
+            socket.create_connection((host, int(self.address.rpartition(":")[2])), timeout=_CONNECT_S).close()
 
     def workers(self) -> list[Worker]:
         """All that it has now."""
@@ -234,7 +248,7 @@ def _checked(address: str, problem: str) -> str:
 
 
 def _unreachable(address: str, error: Exception) -> str:
-    if address.startswith("tls://"):
+    if address.startswith("tls://") and not isinstance(error, ConnectionError | TimeoutError):
         return (
             f"the Dask scheduler at {address} lets nobody in without its certificates; make a client with them first, "
             f"distributed.Client({address!r}, security=...),  and try again"
