@@ -55,7 +55,9 @@ def start(ticket: str, node: int, carrier: str) -> dict[str, Any]:
     words += ["--carrier", str(os.getpid()), "--carrier-name", carrier]
     facts = {"key": "", "problem": "", "host": os.uname().nodename, "python": sys.executable}
     try:
-        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=said, stderr=said, start_new_session=True)
+        process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=said, stderr=said, start_new_session=True, env=_environment()
+        )
     except OSError as error:
         said.close()
         return {**facts, "problem": str(error)}
@@ -67,6 +69,15 @@ def start(ticket: str, node: int, carrier: str) -> dict[str, Any]:
     _CARRIED[key] = carried = _Carried(process, said)
     threading.Thread(target=_reap, args=(key, carried), name=f"hpcnb-carrier-{key}", daemon=True).start()
     return {**facts, "key": key}
+
+
+def _environment() -> dict[str, str]:
+    """Of this process, without what tells an engine which controller it belongs to, or a kernel which server."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("IPP_") and name not in ("JPY_PARENT_PID", "JPY_SESSION_NAME", "PYTHONSTARTUP")
+    }
 
 
 def _reap(key: str, carried: _Carried) -> None:

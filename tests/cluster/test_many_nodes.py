@@ -97,7 +97,30 @@ def dask(hosts):
         yield client
 
 
-@pytest.fixture(scope="module", params=["ssh", "mpi", "slurm", "dask"])
+@pytest.fixture(scope="module")
+def engines(hosts, tmp_path_factory):
+    """A cluster of ipyparallel with an engine on each of two hosts, and its client."""
+    import ipyparallel
+
+    folder = tmp_path_factory.mktemp("profile")
+    cluster = ipyparallel.Cluster(n=0, controller_ip=HEAD_IP, profile_dir=str(folder), cluster_id="", log_level=40)
+    cluster.start_controller_sync()
+    file = folder / "security" / "ipcontroller-engine.json"
+    processes = [
+        subprocess.Popen(hosts[name].command(sys.executable, "-m", "ipyparallel.engine", f"--file={file}", "--log-level=40"))
+        for name in ("n1", "n2")
+    ]  # fmt: skip
+    client = cluster.connect_client_sync()
+    client.wait_for_engines(2, timeout=60)
+    yield client
+    client.close()
+    for process in processes:
+        process.terminate()
+        process.wait()
+    cluster.stop_cluster_sync()
+
+
+@pytest.fixture(scope="module", params=["ssh", "mpi", "slurm", "dask", "existing"])
 def many(hosts, request):
     """Two ranks on each of two nodes."""
     options = {"mesh": "dp=2,tp=2", "name": "many", "threads_per_rank": 1, "idle_timeout_s": 0}
@@ -105,6 +128,10 @@ def many(hosts, request):
         cluster = on_hosts(hosts, ["n1", "n2"], 4, **options)
     elif request.param == "dask":
         cluster = Cluster(4, launcher="dask", client=request.getfixturevalue("dask"), start_timeout_s=60, **options)
+    elif request.param == "existing":
+        cluster = Cluster(
+            4, launcher="existing", client=request.getfixturevalue("engines"), hosts="n1,n2", start_timeout_s=60, **options
+        )  # fmt: skip
     elif request.param == "mpi":
         request.getfixturevalue("mpiexec")
         cluster = Cluster(4, launcher="mpi", hosts="n1,n2", start_timeout_s=60, **options)
@@ -377,7 +404,10 @@ def test_ranks_move_to_another_host_when_a_job_of_dask_is_cancelled(slurm, dask_
             wait_until(lambda: lost not in {each["name"] for each in client.scheduler_info()["workers"].values()}, 30)
             cluster.restart_rank()
             assert cluster.run("kept", on="0").values == {0: "0"}
-            assert cluster.run("import torch, torch.distributed as dist\ndist.barrier()\nrank").values == {0: "0", 1: "1"}
+            assert cluster.run("import torch, torch.distributed as dist\ndist.barrier()\nrank").values == {
+                0: "0",
+                1: "1",
+            }
             assert cluster.selection_context().hosts[0] == hosts[0]
 
 

@@ -19,6 +19,7 @@ LAUNCHERS = {
     "mpi": ("hpcnb.cluster.launchers.mpi", "MpiLauncher"),
     "slurm": ("hpcnb.cluster.launchers.slurm", "SlurmLauncher"),
     "dask": ("hpcnb.cluster.launchers.dask", "DaskLauncher"),
+    "existing": ("hpcnb.cluster.launchers.existing", "ExistingLauncher"),
 }
 
 

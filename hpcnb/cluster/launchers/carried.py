@@ -120,8 +120,6 @@ class _Errand(threading.Thread):
         kind = self._launcher.carrier
         try:
             self.problem = self._carry()
-        except LaunchError as error:
-            self.problem = Problem(str(error))
         except Exception as error:  # noqa: BLE001 - whatever a library raises whose connection ended
             said = f"{type(error).__name__}: {error}"
             if _NOT_FOUND.search(said):
@@ -129,6 +127,8 @@ class _Errand(threading.Thread):
                     f"{kind} {self.carrier} cannot import the hpcnb of this notebook ({error}); install it where that "
                     f"{kind} runs:  pip install hpcnb=={__version__}"
                 )
+            elif isinstance(error, LaunchError):
+                self.problem = Problem(str(error))
             else:
                 self.problem = Problem(f"{kind} {self.carrier} could not be asked to start ranks: {said}")
 
