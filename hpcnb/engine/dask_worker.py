@@ -6,6 +6,7 @@ The functions are called on the rank's main thread, by name. Which scheduler, an
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import socket
 import threading
@@ -81,6 +82,7 @@ def start(scheduler: str, keys: dict[str, str], num_threads: int) -> None:
         if _serving.scheduler == scheduler:
             return
         stop()
+    logging.getLogger("distributed").setLevel(logging.WARNING)  # its news would be shown with whichever cell runs
     engine = Engine.instance()
     folder = engine.folder.path / f"dask-{engine.id}"
     folder.mkdir(mode=0o700, exist_ok=True)
