@@ -38,6 +38,11 @@ class Nodes:
         self._told = ""
         self._ranks = spec.ranks_of_nodes
 
+    @property
+    def layout(self) -> tuple[int, ...]:
+        """Number of ranks of each node."""
+        return tuple(self._spec.layout)
+
     def hear(self, message: m.Message) -> None:
         """What the head says; on the link thread."""
         match message:
