@@ -373,7 +373,7 @@ def test_a_job_that_waits_in_the_queue_is_cancelled_with_the_start(slurm):
         Cluster(4, launcher="slurm", nodes=4, **options).start(on_stage=stages.append)
     timer.join()
     assert re.search(r"job \d+ is queued \(\w+\); Ctrl-C gives it up", " ".join(stages)), stages
-    wait_until(lambda: set(slurm.jobs()) == before, 5)
+    wait_until(lambda: set(slurm.jobs()) <= before, 5)  # those of other tests may end meanwhile
 
 
 @pytest.mark.parametrize(
