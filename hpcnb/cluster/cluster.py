@@ -12,8 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hpcnb.cluster import asking, check, leaving, machine, recovery, scaling, waiting
+from hpcnb.cluster import asking, check, dask_on_ranks, leaving, machine, recovery, scaling, waiting
 from hpcnb.cluster.cell_run import CellRequest, CellView
+from hpcnb.cluster.dask_on_ranks import DaskOnRanks
 from hpcnb.cluster.export.ran import RanCells
 from hpcnb.cluster.inbox import drive, drive_async
 from hpcnb.cluster.launchers import local
@@ -32,6 +33,7 @@ from hpcnb.core.ranks import RankSet
 from hpcnb.core.selection import SelectionContext, select
 
 if TYPE_CHECKING:
+    import distributed
     import ipyparallel as ipp
     from typing_extensions import Self
 
@@ -131,6 +133,7 @@ class Cluster:
             auto_restart=auto_restart,
         )
         self._client: ipp.Client | None = None
+        self._dask: DaskOnRanks | None = None
         self._ran = RanCells()
         self.start_stages: list[str] = []
 
@@ -288,7 +291,7 @@ class Cluster:
         return {
             "layout": self._launcher.layout, "address": self._launcher.address, "is_local": False,
             "nodes_public": public, "nodes_secret": secret, "launcher": self.launcher,
-            "launcher_options": self._launcher_options, "fanout": tree.FANOUT,
+            "launcher_options": self._launcher.lasting(self._launcher_options), "fanout": tree.FANOUT,
         }  # fmt: skip
 
     def _reset(self) -> None:
@@ -326,6 +329,9 @@ class Cluster:
         with self._lock:
             node, self._node = self._node, None
             client, self._client = self._client, None
+            dask, self._dask = self._dask, None
+        if dask is not None:
+            dask.close()
         if client is not None:
             client.close()
         return node
@@ -799,6 +805,39 @@ class Cluster:
         if len(self._client.ids) < len(self.alive):  # a rank was replaced, and the news is on its way to the client
             self._client.wait_for_engines(len(self.alive), timeout=30)
         return self._client
+
+    def dask_client(self, *, num_threads: int = 1) -> distributed.Client:
+        """A Dask client whose workers are the ranks: tasks run in their processes, beside cells.
+
+        The worker of a rank has the rank's number for its name. The scheduler is in this process and ends with
+        :meth:`stop`, :meth:`detach` and :meth:`stop_dask`. Asked again, it is the same client, and ranks that were
+        replaced meanwhile become workers.
+
+        Args:
+            num_threads: So many tasks run on a rank at once.
+
+        Raises:
+            CellFailed: A rank cannot become a worker.
+            ClusterStateError: The cluster is not running, or a rank is busy.
+            OptionError: The ranks are workers already, with another number of threads.
+        """
+        node = self._running_node()
+        if self._dask is None or not self._dask.is_open:
+            self._dask = DaskOnRanks(node.spec.address, num_threads)
+        if lacking := self._dask.lacking(self.alive, num_threads):
+            try:
+                self.call(dask_on_ranks.START, *self._dask.ticket, on=str(lacking))
+            except BaseException:
+                self.stop_dask()
+                raise
+            self._dask.client.scheduler_info()  # so that it says how many workers it has
+        return self._dask.client
+
+    def stop_dask(self) -> None:
+        """Ranks are no workers of Dask any more; the client is closed. Does nothing if they were none."""
+        dask, self._dask = self._dask, None
+        if dask is not None:
+            dask.close()
 
 
 _latest: weakref.ref[Cluster] | None = None

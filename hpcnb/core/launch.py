@@ -83,6 +83,8 @@ class AgentSpec:
         is_late: Of a node: its ranks are not forked before they are asked for, since others run already.
         placement: Of a cluster of many nodes that has been scaled: the ranks of each, instead of ``layout``.
         groups_before_mesh: How many process groups had been made when the mesh was.
+        carrier_pid: Of a node: the process that started it and that it does not outlive; 0 if there is none.
+        carrier: What that process is, in words.
     """
 
     cluster_name: str
@@ -124,6 +126,8 @@ class AgentSpec:
     is_late: bool = False
     placement: list[list[int]] = field(default_factory=list)
     groups_before_mesh: int = 0
+    carrier_pid: int = 0
+    carrier: str = ""
 
     @property
     def ranks_of_nodes(self) -> list[RankSet]:

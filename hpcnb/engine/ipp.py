@@ -18,6 +18,7 @@ from ipyparallel.engine.kernel import IPythonParallelKernel
 from traitlets import Bool, Instance, Type
 
 from hpcnb.core.board import Activity
+from hpcnb.core.launch import RunFolder
 from hpcnb.engine.boundary import Boundary
 
 __all__ = ["Engine"]
@@ -72,6 +73,7 @@ class Engine(ipp_engine.IPEngine):
     out_stream_factory = Type(_PythonStream, allow_none=True)
     boundary = Instance(Boundary)
     is_replacement = Bool(False)
+    folder = Instance(RunFolder)
     #: Called once, on the event loop, when the engine is registered; it may replace the standard streams.
     when_registered: Callable[[], None]
 

@@ -113,6 +113,7 @@ def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder, memory: mmap.mm
     engine = Engine.instance(
         boundary=boundary,
         is_replacement=seat.is_replacement,
+        folder=folder,
         id=seat.rank,
         enable_nanny=False,  # a second process per rank; the agent does its work
         max_heartbeat_misses=0,  # the agent tells when the cluster ends

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import socket
 import time
@@ -72,7 +73,7 @@ class Head(Branches):
     def turn(self, now_s: float) -> None:
         """See Side."""
         super().turn(now_s)
-        if self._joining and self._folder.has_controller:
+        if self._joining and self._of_controller():
             for client, join in list(self._joining.items()):
                 self._assign(client, join)
         for member in self._members.overdue(now_s):
@@ -131,9 +132,17 @@ class Head(Branches):
             uplink=uplink, uplink_public=public, head=self.address, rendezvous=self._rendezvous, is_late=is_late,
             is_relay=not is_late and bool(self._spec.tree.children(join.node)),
         )  # fmt: skip
-        file = self._folder.connection_file("engine")
-        files = {str(file.relative_to(self._folder.path)): file.read_bytes()}
-        self._server.send(client, m.Assignment(dataclasses.asdict(spec), files))
+        file = self._folder.connection_file("engine").relative_to(self._folder.path)
+        self._server.send(client, m.Assignment(dataclasses.asdict(spec), {str(file): self._of_controller()}))
+
+    def _of_controller(self) -> bytes:
+        """The file by which engines find the controller; b"" before it is there, or while it is being written."""
+        try:
+            content = self._folder.connection_file("engine").read_bytes()
+            json.loads(content)
+        except (FileNotFoundError, ValueError):
+            return b""
+        return content
 
     def _is_known(self, node: int) -> bool:
         """Whether it had an agent before."""

@@ -113,11 +113,16 @@ _START_FLAGS = {
     "--idle-timeout": "end the cluster so many seconds after the last notebook has gone; 8 hours by default, 0 at once",
     "--grace": "release ranks that wait in vain after so many seconds, 1 by default; off for never",
     "--auto-restart": "replace ranks that die by themselves",
-    "--launcher": "where ranks run: local (this machine), ssh, mpi (--hosts), slurm, pbs, sge, lsf, htcondor (--nodes)",
+    "--launcher": "where ranks run: local (this machine), ssh, mpi, slurm, pbs, sge, lsf, htcondor, dask, existing",
     "--silence": "give a node up that has not answered for so many seconds; 8 by default",
     "--mpiexec": "for mpi: the command, and options that come first, in quotation marks",
-    "--hosts": "for ssh and mpi: names of hosts, n1,n2,n3; also user@host",
+    "--hosts": "for ssh, mpi, dask and existing: names of hosts, n1,n2,n3; for ssh also user@host",
     "--nodes": "for batch systems, and mpi within a batch job: how many; by default those of the allocation, else one",
+    "--client": "for dask and existing: a client, by its name in this notebook; for dask also tcp://n1:8786",
+    "--workers": "for dask: only these, by name or address, w1,w2",
+    "--profile": "for existing: of the running ipyparallel cluster",
+    "--cluster-id": "for existing: its id, if it has one",
+    "--connection-file": "for existing: ipcontroller-client.json, in the place of a profile",
     "--partition": "for slurm: queue",
     "--queue": "for pbs, sge and lsf: queue",
     "--time": "for batch systems: limit of the job, 1:30:00",
@@ -142,7 +147,8 @@ _START_FLAGS = {
 _LAUNCHER_FLAGS = (
     "--hosts", "--ranks-per-node", "--setup", "--user", "--port", "--jump", "--ssh-config", "--address", "--nodes",
     "--partition", "--time", "--account", "--constraint", "--gpus-per-node", "--cpus-per-node", "--srun",
-    "--mpiexec", "--queue", "--submit", "--template", "--folder",
+    "--mpiexec", "--queue", "--submit", "--template", "--folder", "--client", "--workers", "--profile", "--cluster-id",
+    "--connection-file",
 )  # fmt: skip
 _LAUNCHER_NUMBERS = ("--ranks-per-node", "--port", "--nodes", "--gpus-per-node", "--cpus-per-node")
 _SCALE_FLAGS = {

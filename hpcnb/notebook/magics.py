@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, magics_class
 
 from hpcnb.core.errors import ClusterStateError
-from hpcnb.notebook import arguments, awaiting, completion, initializing, restarting, show
+from hpcnb.notebook import arguments, awaiting, clients, completion, initializing, restarting, show
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -98,7 +98,7 @@ class HpcMagics(Magics):
             auto_restart=asked.auto_restart,
             python=asked.python,
             silence_s=asked.silence_s,
-            **asked.launcher_options,
+            **clients.resolved(asked.launcher_options, self.shell.user_ns),
         )
         show.start(self.shell, cluster)
 

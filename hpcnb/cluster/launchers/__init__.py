@@ -22,6 +22,8 @@ LAUNCHERS = {
     "sge": ("hpcnb.cluster.launchers.sge", "SgeLauncher"),
     "lsf": ("hpcnb.cluster.launchers.lsf", "LsfLauncher"),
     "htcondor": ("hpcnb.cluster.launchers.htcondor", "HtcondorLauncher"),
+    "dask": ("hpcnb.cluster.launchers.dask", "DaskLauncher"),
+    "existing": ("hpcnb.cluster.launchers.existing", "ExistingLauncher"),
 }
 
 
