@@ -224,10 +224,10 @@ class Head(Branches):
             case m.NodeBelow():
                 self._joined(branch, message)
             case m.RankReady():
-                if self._members.of_rank(message.rank).begin(message.rank, message.pid):
+                if self._members.begin(message.rank, message.pid):
                     self._above.tell(message)
             case m.RankExited():
-                if self._members.of_rank(message.rank).end(message.rank, message.pid):
+                if self._members.end(message.rank, message.pid):
                     self._above.tell(message)
             case m.Failed():
                 member = self._members[message.node]

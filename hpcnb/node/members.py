@@ -6,7 +6,7 @@ A node that spoke through another one which is lost is an orphan: it is given so
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hpcnb.core.ranks import RankSet
 
@@ -31,8 +31,6 @@ class Member:
         public: Its CURVE public key for them.
         via: The node that is connected to the head and through which this one is reached, perhaps itself.
         until_s: Of an orphan: it is given up then.
-        pids: Processes of the ranks that live.
-        ended: Those that do not any more.
     """
 
     node: int
@@ -43,23 +41,6 @@ class Member:
     public: str = ""
     via: int = NOBODY
     until_s: float | None = None
-    pids: dict[int, int] = field(default_factory=dict)
-    ended: set[int] = field(default_factory=set)
-
-    def begin(self, rank: int, pid: int) -> bool:
-        """A rank is ready; whether that is new. What was told to a node that is lost is told again."""
-        is_new = self.pids.get(rank) != pid and pid not in self.ended
-        if is_new:
-            self.pids[rank] = pid
-        return is_new
-
-    def end(self, rank: int, pid: int) -> bool:
-        """Its process has ended; whether that is new."""
-        is_new = pid not in self.ended
-        self.ended.add(pid)
-        if self.pids.get(rank) == pid:
-            del self.pids[rank]
-        return is_new
 
     @property
     def is_here(self) -> bool:
@@ -76,6 +57,8 @@ class Members:
 
     def __init__(self, ranks: Iterable[RankSet]) -> None:
         self._members = [Member(node, theirs) for node, theirs in enumerate(ranks)]
+        self._pids: dict[int, int] = {}  # of ranks that live; a rank may move to another node
+        self._ended: set[tuple[int, int]] = set()
 
     def __getitem__(self, node: int) -> Member:
         return self._members[node]
@@ -91,9 +74,20 @@ class Members:
         for member, theirs in zip(self._members, ranks, strict=True):
             member.ranks = theirs
 
-    def of_rank(self, rank: int) -> Member:
-        """Whose rank it is."""
-        return next(each for each in self._members if rank in each.ranks)
+    def begin(self, rank: int, pid: int) -> bool:
+        """A rank is ready; whether that is new. What was told to a node that is lost is told again."""
+        is_new = self._pids.get(rank) != pid and (rank, pid) not in self._ended
+        if is_new:
+            self._pids[rank] = pid
+        return is_new
+
+    def end(self, rank: int, pid: int) -> bool:
+        """Its process has ended; whether that is new."""
+        is_new = (rank, pid) not in self._ended
+        self._ended.add((rank, pid))
+        if self._pids.get(rank) == pid:
+            del self._pids[rank]
+        return is_new
 
     def reached(self, via: int) -> list[Member]:
         """Those that are reached through a node, itself among them."""
@@ -117,8 +111,8 @@ class Members:
         """A node does not belong to the cluster any more; returns the processes of its ranks."""
         member = self._members[node]
         member.via, member.until_s = NOBODY, None
-        pids, member.pids, member.ended = member.pids, {}, set()
-        return pids
+        self._ended = {each for each in self._ended if each[0] not in member.ranks}  # numbers begin anew there
+        return {rank: self._pids.pop(rank) for rank in member.ranks if rank in self._pids}
 
     def overdue(self, now_s: float) -> list[Member]:
         """Orphans that have not come in time."""

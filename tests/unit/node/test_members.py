@@ -34,17 +34,28 @@ def test_an_orphan_comes_with_those_below_it(members):
 
 
 def test_a_lost_node_tells_its_processes_once(members):
-    assert members[1].begin(1, 501)
-    assert not members[1].begin(1, 501)
+    assert members.begin(1, 501)
+    assert not members.begin(1, 501)
     assert members.lose(1) == {1: 501}
     assert members.lose(1) == {}
     assert not members[1].is_here
 
 
 def test_an_end_that_is_told_again_is_not_new(members):
-    members[2].begin(2, 600)
-    assert members[2].end(2, 600)
-    assert not members[2].end(2, 600)
-    assert not members[2].begin(2, 600)  # told again, late
-    assert members[2].begin(2, 601)
-    assert members.of_rank(2).pids == {2: 601}
+    members.begin(2, 600)
+    assert members.end(2, 600)
+    assert not members.end(2, 600)
+    assert not members.begin(2, 600)  # told again, late
+    assert members.begin(2, 601)
+    assert members.lose(2) == {2: 601}
+
+
+def test_a_rank_moves_to_another_node_and_one_is_of_none(members):
+    members.begin(1, 501)
+    members.begin(3, 503)
+    members.place([RankSet([0, 1]), RankSet(), RankSet([2]), RankSet()])
+    assert members.end(3, 503)  # it was removed
+    assert members.end(1, 501)
+    assert members.begin(1, 700)
+    assert members.lose(1) == {}
+    assert members.lose(0) == {1: 700}
