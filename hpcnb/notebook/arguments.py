@@ -9,7 +9,7 @@ import difflib
 import keyword
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn
 
 from hpcnb.core.errors import MagicError
@@ -50,6 +50,12 @@ class StartOptions:
     silence_s: float = SILENCE_S
     launcher_options: dict[str, Any] = field(default_factory=dict)
 
+    def keywords(self) -> dict[str, Any]:
+        """All but the number of ranks, as ``hpcnb.Cluster`` and ``hpcnb.doctor`` take them."""
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        del given["num_ranks"], given["launcher_options"]
+        return given | self.launcher_options
+
 
 @dataclass(frozen=True)
 class CheckOptions:
@@ -69,6 +75,7 @@ class VerbOptions:
     words: tuple[str, ...] = ()
     start: StartOptions | None = None
     check: CheckOptions | None = None
+    is_installing: bool = False
     of_all: bool = False
 
 
@@ -118,6 +125,7 @@ _LAUNCHER_FLAGS = (
     "--mpiexec",
 )  # fmt: skip
 _LAUNCHER_NUMBERS = ("--ranks-per-node", "--port", "--nodes", "--gpus-per-node", "--cpus-per-node")
+_INSTALL = "put this hpcnb on nodes that have none, or another version; nothing else is installed"
 _CHECK_FLAGS = {
     "--axis": "mesh axis along which ranks should hold the same; dp by default",
     "--rng": "compare the random number generators too",
@@ -130,6 +138,11 @@ VERBS: dict[str, Verb] = {
         "[--auto-restart] [--launcher ssh --hosts n1,n2]",
         "start ranks; without a number one per GPU, else one per core up to 4",
         options={"RANKS": "how many", **_START_FLAGS},
+    ),
+    "doctor": Verb(
+        "doctor [RANKS] [options of start] [--install]",
+        "check what such a start needs, here and on the nodes, and say what mends it; starts nothing",
+        options={"RANKS": "how many", "--install": _INSTALL, **_START_FLAGS},
     ),
     "stop": Verb(
         "stop [--all]",
@@ -260,8 +273,9 @@ def parse_hpc(line: str) -> VerbOptions:
         _fail(f"%hpc has no verb {verb!r}{_meant(verb, VERBS)}; there are {', '.join(VERBS)}")
     if rest in (["--help"], ["-h"]):
         return VerbOptions("help", (verb,))
-    if verb == "start":
-        return VerbOptions(verb, start=_parse_start(rest))
+    if verb in ("start", "doctor"):
+        kept = [word for word in rest if verb == "start" or word != "--install"]
+        return VerbOptions(verb, start=_parse_start(kept, verb), is_installing=kept != rest)
     if verb == "check":
         return VerbOptions(verb, check=_parse_check(rest))
     if verb == "init":
@@ -325,21 +339,22 @@ def _parse_check(words: list[str]) -> CheckOptions:
     return CheckOptions(tuple(names), **options)
 
 
-def _parse_start(words: list[str]) -> StartOptions:
+def _parse_start(words: list[str], verb: str = "start") -> StartOptions:
     options: dict[str, Any] = {}
-    usage = f"%hpc {VERBS['start'].usage}"
+    magic = f"%hpc {verb}"
+    usage = f"%hpc {VERBS[verb].usage}"
     while words:
         word = words.pop(0)
         if not word.startswith("-"):
             if "num_ranks" in options:
-                _fail(f"%hpc start: the number of ranks is given twice, {options['num_ranks']} and {word}")
+                _fail(f"{magic}: the number of ranks is given twice, {options['num_ranks']} and {word}")
             options["num_ranks"] = _positive("RANKS", word, int)
             continue
-        flag, given = _flag(word, _START_FLAGS, "%hpc start", usage)
+        flag, given = _flag(word, _START_FLAGS, magic, usage)
         if flag == "--auto-restart":
             options["auto_restart"] = True
             continue
-        value = _value(flag, given, words, "%hpc start")
+        value = _value(flag, given, words, magic)
         if flag == "--grace":
             options["grace_s"] = None if value == "off" else _positive(flag, value, float)
         elif flag == "--threads":
@@ -411,6 +426,7 @@ def verb_words(verb: str) -> list[str]:
     """What may follow a verb of ``%hpc``, for completion."""
     words = {
         "start": list(_START_FLAGS),
+        "doctor": [*_START_FLAGS, "--install"],
         "check": list(_CHECK_FLAGS),
         "init": ["--clear"],
         "timing": ["breakdown", "timeline"],

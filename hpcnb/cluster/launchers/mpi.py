@@ -71,10 +71,25 @@ class MpiLauncher(NodeLauncher):
 
     def launch(self, ticket: Ticket, nodes: Sequence[int]) -> None:
         """See NodeLauncher; the ticket goes through the environment, which only this user sees."""
+        arguments = ["-m", "hpcnb.node.join", "--nodes", ",".join(map(str, nodes))]
+        self._commands.append(self._run(arguments, nodes, ticket.to_text()))
+
+    def visit(self, arguments: Sequence[str], nodes: Sequence[int]) -> dict[str, Command]:
+        """See NodeLauncher."""
+        return {"": self._run(arguments, nodes, "none")}
+
+    def _run(self, arguments: Sequence[str], nodes: Sequence[int], ticket: str) -> Command:
         hosts = ",".join(self._hosts[node] for node in nodes) if self._hosts else ""
-        words = [*self._mpiexec, "-n", str(len(nodes)), *self._one_per_node(hosts)]
-        words += [self._python, "-m", "hpcnb.node.join", "--nodes", ",".join(map(str, nodes))]
-        self._commands.append(Command(words, environment={TICKET_VARIABLE: ticket.to_text()}))
+        words = [*self._mpiexec, "-n", str(len(nodes)), *self._one_per_node(hosts), self._python, *arguments]
+        return Command(words, environment={TICKET_VARIABLE: ticket})
+
+    def called(self, node: int) -> str:
+        """See NodeLauncher."""
+        return self._hosts[node] if self._hosts else super().called(node)
+
+    def said(self) -> list[str]:
+        """See NodeLauncher."""
+        return [line for command in self._commands for line in command.lines()[-3:]]
 
     def _one_per_node(self, hosts: str) -> list[str]:
         asked = subprocess.run(
