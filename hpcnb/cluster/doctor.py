@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcnb.cluster.preflight.checks import HERE, Check, Report, lines_of
 from hpcnb.cluster.preflight.facts import Facts
-from hpcnb.cluster.preflight.nodes import of_node
+from hpcnb.cluster.preflight.nodes import of_node, of_peers
 from hpcnb.cluster.preflight.resources import folder, limits
 from hpcnb.cluster.preflight.wants import Wants
 from hpcnb.cluster.reception import Reception
@@ -119,12 +119,11 @@ def _of_address(address: str, num_nodes: int) -> list[Check]:
 def _of_all(plan: Plan, seen: Seen) -> list[Check]:
     checks: list[Check] = []
     for where, problem in seen.problems.items():
-        last = problem.lines[-1] if problem.lines else ""
-        unknown = Check("start", where or "a node", "fail", problem.reason, f"it said: {last}" if last else "")
-        checks.append(problem.check or unknown)
+        checks.append(problem.check or Check("start", where or "nodes", "fail", problem.reason))
     if not seen.is_possible:
         words = "nodes of this launcher can be looked at only once they have started"
         checks.append(Check("nodes", "nodes", "ok", words))
+    checks += of_peers(seen.facts, _ports())
     most = max(plan.layout)
     for where, facts in seen.facts.items():
         is_here = where == HERE

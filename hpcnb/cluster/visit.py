@@ -154,7 +154,7 @@ def _await(commands: dict[str, Command], reception: Reception | None, num_nodes:
 def _gather(seen: Seen, where: str, command: Command, plan: Plan, num_nodes: int) -> None:
     lines = command.lines()
     found = read(lines)
-    for facts in found.values():
+    for facts in sorted(found.values(), key=lambda each: each.host):
         seen.facts[where or _new_name(facts.host, seen.facts)] = facts
     is_whole = len(found) == (1 if where else num_nodes)
     if is_whole:

@@ -156,6 +156,7 @@ def problem_of(host: str, python: str, said: Sequence[str]) -> Problem:
         python: Interpreter that was tried.
         said: What it wrote, line by line.
     """
+    where = f"node {host}" if host.startswith("number ") else host
     lines = tuple(line for line in said if line.strip())[-15:]
     last = lines[-1] if lines else ""
     if last.startswith("VERSION "):
@@ -169,12 +170,14 @@ def problem_of(host: str, python: str, said: Sequence[str]) -> Problem:
         )
     if "No module named 'hpcnb'" in last or "No module named hpcnb" in last:
         what, fix = f"no hpcnb for {python}", f"{python} -m pip install hpcnb=={__version__}"
-        check = Check("versions", host, "fail", f"{what}, the notebook runs hpcnb {__version__}", f"on {host}:  {fix}")
+        check = Check(
+            "versions", where, "fail", f"{what}, the notebook runs hpcnb {__version__}", f"on {where}:  {fix}"
+        )
         return Problem(f"node {host} has {what}; install it there:  {fix}", check=check)
     if "No module named" in last:
         return Problem(f"node {host}: {python} lacks a module: {last}", lines)
     if python in last and ("not found" in last or "No such file" in last or "could not find" in last):
         what, fix = f"no interpreter {python}", "choose one that is there"
-        check = Check("python", host, "fail", what, f"{fix}:  --python PATH   (on {host}:  command -v python3)")
+        check = Check("python", where, "fail", what, f"{fix}:  --python PATH   (on {where}:  command -v python3)")
         return Problem(f"node {host} has {what}; {fix}: python=...", lines, check=check)
     return Problem(f"node {host} did not start: {last or 'it said nothing'}", lines[:-1])

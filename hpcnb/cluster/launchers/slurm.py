@@ -32,6 +32,8 @@ _ALLOCATED = re.compile(r"job \d+ has been allocated resources")
 _QUEUED = re.compile(r"job (?P<job>\d+) queued and waiting for resources")
 #: Slurm is asked so often why a job waits.
 _ASK_S = 3.0
+#: Of what an agent has said that ended.
+_MOST_LINES = 15
 #: The checks before a launch take nodes that are free within so long.
 _VISIT_S = 8
 
@@ -178,10 +180,8 @@ class SlurmLauncher(NodeLauncher):
                 if (last := fatal(said)) is not None:
                     return problem_of(f"number {task}", self._python, said[: last + 1])
             if ended := next(filter(None, map(_ENDED.match, lines)), None):
-                return Problem(
-                    f"the agent of node {ended['host']} ended: {ended['how']}; its log is on that node, in its "
-                    f"temporary folder: hpcnb-{os.getuid()}-nodes/*/agent.log"
-                )
+                log = [text for said in by_task.values() for text in said][-_MOST_LINES:]
+                return Problem(f"the agent of node {ended['host']} ended: {ended['how']}", tuple(log))
             if command.status is not None:
                 said = [_plain(line) for line in lines]
                 why = said[-1] if said else f"it ended with status {command.status}"

@@ -95,20 +95,15 @@ def lines_of(checks: Iterable[Check]) -> list[str]:
 
 def _merged(checks: Iterable[Check]) -> list[tuple[str, str, str, str]]:
     """What is well in one row per check, what is not in one row per text; nodes are named once."""
-    together: dict[tuple[str, ...], dict[str, list[str]]] = {}
-    first: dict[tuple[str, ...], str] = {}
+    together: dict[tuple[str, str, str, str], dict[str, list[str]]] = {}
+    fixes: dict[tuple[str, str, str, str], str] = {}
     for check in checks:
         fix = check.fix.replace(f"on {check.where}:", "on each:")
-        key = (check.level, check.name, "" if check.level == "ok" else check.words, fix)
-        first.setdefault(key, check.fix)
+        key = (str(check.level), check.name, "" if check.level == "ok" else check.words, fix)
         nodes = together.setdefault(key, {}).setdefault(check.words, [])
         nodes += [check.where] if check.where not in nodes else []
-    rows = []
-    for key, by_words in together.items():
-        level, name, _, fix = key
-        is_one = sum(map(len, by_words.values())) == 1
-        rows.append((level, name, _said(by_words), first[key] if is_one else fix))
-    return rows
+        fixes[key] = check.fix if nodes == [check.where] else fix
+    return [(level, name, _said(together[key]), fixes[key]) for key in together for level, name, _, _ in [key]]
 
 
 def _said(by_words: dict[str, list[str]]) -> str:

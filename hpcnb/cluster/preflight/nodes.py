@@ -9,7 +9,7 @@ from hpcnb.cluster.preflight.facts import Facts
 from hpcnb.cluster.preflight.resources import devices, folder, limits, memory, shared_memory
 from hpcnb.cluster.preflight.wants import Wants
 
-__all__ = ["of_network", "of_node", "of_software"]
+__all__ = ["of_network", "of_node", "of_peers", "of_software"]
 
 #: Clocks that differ by more make logs and times of jobs hard to read.
 _GOOD_CLOCK_S = 1.0
@@ -88,10 +88,9 @@ def _pin(name: str, version: str) -> str:
 
 
 def of_network(where: str, facts: Facts, wants: Wants) -> Iterator[Check]:
-    """The way to the notebook's machine and to other nodes, names, interface and clock."""
+    """The way to the notebook's machine, names, interface and clock."""
     if facts.reach is not None:
         yield from _head(where, facts, wants)
-        yield from _peers(where, facts, wants)
         yield from _clock(where, facts)
     yield from _interface(where, facts)
     if facts.own_name:
@@ -120,18 +119,29 @@ def _head(where: str, facts: Facts, wants: Wants) -> Iterator[Check]:
     yield Check("head", where, "fail", words, fix)
 
 
-def _peers(where: str, facts: Facts, wants: Wants) -> Iterator[Check]:
-    assert facts.reach is not None
-    if not facts.reach.peers:
-        return
-    unreached = {name: why for name, why in facts.reach.peers.items() if why}
-    if not unreached:
-        yield Check("nodes", where, "ok", f"reaches {', '.join(facts.reach.peers)}")
-    for name, why in unreached.items():
-        ports = wants.ports.replace("-", ":")
-        fix = f"on {name}:  iptables -I INPUT -p tcp -s {facts.address} --dport {ports} -j ACCEPT"
-        words = f"cannot reach node {name} ({why}), and ranks must: gloo takes any port of {wants.ports}"
-        yield Check("nodes", where, "fail", words, fix)
+def of_peers(found: dict[str, Facts], ports: str) -> list[Check]:
+    """Whether nodes reach each other; ranks need both ways, though gloo may do with one.
+
+    Args:
+        found: Facts by node.
+        ports: That kernels give to listeners.
+    """
+    called = {facts.host: where for where, facts in found.items()}
+    reach = {where: facts.reach.peers for where, facts in found.items() if facts.reach is not None}
+    checks = []
+    for where, peers in reach.items():
+        if peers and not any(peers.values()):
+            checks.append(Check("nodes", where, "ok", f"reaches {', '.join(sorted(peers))}"))
+        for name, why in peers.items():
+            if not why:
+                continue
+            is_one_way = reach.get(called.get(name, name), {}).get(found[where].host) == ""
+            words = f"cannot reach node {name} ({why}), and ranks must, at any port of {ports}"
+            words += f"; node {name} reaches {where}, which may do" if is_one_way else ""
+            source = found[where].address or where
+            fix = f"on {name}:  iptables -I INPUT -p tcp -s {source} --dport {ports.replace('-', ':')} -j ACCEPT"
+            checks.append(Check("nodes", where, "warn" if is_one_way else "fail", words, fix))
+    return checks
 
 
 def _clock(where: str, facts: Facts) -> Iterator[Check]:

@@ -68,7 +68,13 @@ def of_login(host: str, said: Sequence[str], options: Sequence[str] = ()) -> Che
     for pattern, check, what, fix in _SAID:
         if found := re.search(pattern, text):
             why = next((group for group in found.groups() if group), port or "22")
-            return Check(check, name, "fail", what.format(**words, why=why), fix.format(**words, why=why))
+            return Check(
+                check,
+                why if check == "names" else name,
+                "fail",
+                what.format(**words, why=why),
+                fix.format(**words, why=why),
+            )
     return None
 
 
