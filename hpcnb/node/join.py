@@ -79,9 +79,7 @@ def _accompany(pid: int, folder: RunFolder) -> NoReturn:
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     if folder.path.exists():
-        lines = [*folder.log_lines(), f"its agent ended with {f'signal {-code}' if code < 0 else f'status {code}'}"]
-        folder.remove()
-        sys.stderr.write("\n".join([*lines, ""]))
+        sys.stderr.write("\n".join([*_last_words(folder, code), ""]))
         sys.stderr.flush()
     os._exit(code if code >= 0 else _BY_SIGNAL - code)
 
@@ -92,10 +90,20 @@ def _see_off(pid: int, folder: RunFolder) -> None:
     while not folder.joined.exists() and time.monotonic() < deadline_s:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
-            lines = folder.log_lines() or [f"its agent ended with status {os.waitstatus_to_exitcode(status)}"]
-            folder.remove()
-            sys.exit("\n".join(lines))
+            sys.exit("\n".join(_last_words(folder, os.waitstatus_to_exitcode(status))))
         time.sleep(_LOOK_S)
+
+
+def _last_words(folder: RunFolder, code: int) -> list[str]:
+    """What an agent has left that ended too early; its folder is removed."""
+    lines = folder.log_lines()
+    folder.remove()
+    # one that ended by itself says why in its last line
+    return (
+        [*lines, f"its agent ended with signal {-code}"]
+        if code < 0
+        else lines or [f"its agent ended with status {code}"]
+    )
 
 
 def _ticket(path: Path | None) -> Ticket:

@@ -274,8 +274,9 @@ def parse_hpc(line: str) -> VerbOptions:
     if rest in (["--help"], ["-h"]):
         return VerbOptions("help", (verb,))
     if verb in ("start", "doctor"):
-        kept = [word for word in rest if verb == "start" or word != "--install"]
-        return VerbOptions(verb, start=_parse_start(kept, verb), is_installing=kept != rest)
+        installs = verb == "doctor" and "--install" in rest
+        rest = [word for word in rest if not (installs and word == "--install")]
+        return VerbOptions(verb, start=_parse_start(rest, verb), is_installing=installs)
     if verb == "check":
         return VerbOptions(verb, check=_parse_check(rest))
     if verb == "init":

@@ -109,6 +109,7 @@ class SlurmLauncher(NodeLauncher):
         self._starting: list[Command] = []
         self._running: list[Command] = []
         self._asked_s, self._reason = float("-inf"), ""
+        self._is_checked = False
 
     def launch(self, ticket: Ticket, nodes: Sequence[int]) -> None:
         """See NodeLauncher."""
@@ -186,7 +187,15 @@ class SlurmLauncher(NodeLauncher):
                 said = [_plain(line) for line in lines]
                 why = said[-1] if said else f"it ended with status {command.status}"
                 return Problem(f"srun failed: {why}", tuple(said[:-1]))
-        return None
+        return self._in_vain()
+
+    def _in_vain(self) -> Problem | None:
+        """What a queued job waits for that will not come: Slurm takes a job for more nodes than there are."""
+        if self._is_checked or not self._queued_job():
+            return None
+        self._is_checked = True
+        wrong = next((check for check in self.checks() if check.level == "fail"), None)
+        return Problem(f"{wrong.words}; {wrong.fix}", check=wrong) if wrong is not None else None
 
     @property
     def is_queued(self) -> bool:

@@ -163,14 +163,14 @@ def _interface(where: str, facts: Facts) -> Iterator[Check]:
         words = f"no interface leads to this machine ({facts.no_address}); it has {there}"
         fix = f"choose an address of this machine that {where} reaches:  --address IP"
         yield Check("interface", where, "fail", words, fix)
-    for variable, asked in facts.asked_interfaces.items():
-        if _is_there(asked, variable, facts.interfaces):
-            used = used if variable.startswith("NCCL") else asked
-            continue
-        words = f"{variable}={asked} is set there, and it has {there}"
-        fix = f"unset {variable} there (it is chosen by itself), or  {variable}={used or 'NAME'}"
+    asked = facts.asked_interfaces
+    absent = {name: given for name, given in asked.items() if not _is_there(given, name, facts.interfaces)}
+    for name, given in absent.items():
+        words = f"{name}={given} is set there, and it has {there}"
+        fix = f"unset {name} there (it is chosen by itself), or  {name}={used or 'NAME'}"
         yield Check("interface", where, "fail", words, fix)
-    if used:
+    used = asked.get("GLOO_SOCKET_IFNAME", used).partition(",")[0]
+    if used and not absent:
         yield Check("interface", where, "ok", f"{used}, {facts.interfaces.get(used, facts.address)}")
 
 
