@@ -125,3 +125,8 @@ def test_states_are_values():
     state = Lifecycle(2)
     assert advance(state, RankIsReady(0)) == advance(state, RankIsReady(0))
     assert state == Lifecycle(2)
+
+
+def test_a_rank_that_was_lost_with_its_node_has_no_status_of_its_own():
+    _, actions = advance(Lifecycle(2), RankEnded(1, -9, (), "was lost: the agent of node n2 ended"))
+    assert actions == [Fail("rank 1 was lost: the agent of node n2 ended before it was ready")]
