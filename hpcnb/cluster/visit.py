@@ -13,8 +13,8 @@ from importlib import resources
 from typing import Any
 
 from hpcnb.cluster.launchers.command import Command
-from hpcnb.cluster.launchers.nodes import NodeLauncher, Problem, problem_of
-from hpcnb.cluster.preflight.checks import HERE
+from hpcnb.cluster.launchers.nodes import NodeLauncher, Problem
+from hpcnb.cluster.preflight.checks import HERE, Check
 from hpcnb.cluster.preflight.facts import Facts, read
 from hpcnb.cluster.reception import Reception
 
@@ -94,7 +94,13 @@ def look_around(
     commands = {}
     seen = Seen()
     try:
-        commands[HERE] = Command([plan.python or sys.executable, *arguments_of("node/look.py", asked)])
+        python = plan.python or sys.executable
+        try:
+            environment = plan.environment if plan.launcher is None else {}  # else it is the nodes'
+            commands[HERE] = Command([python, *arguments_of("node/look.py", asked)], environment=environment)
+        except OSError as error:
+            words, fix = f"{python} cannot be run: {error.strerror}", "choose one that is there:  --python PATH"
+            seen.problems[HERE] = Problem(words, check=Check("python", HERE, "fail", words, fix))
         if plan.launcher is not None and reception is not None:
             asked |= {"kind": "nodes", "logs": list(logs), "head": reception.at, "token": reception.token}
             nodes = range(len(plan.layout))
@@ -160,7 +166,10 @@ def _gather(seen: Seen, where: str, command: Command, plan: Plan, num_nodes: int
     if is_whole:
         return
     if where == HERE or plan.launcher is None:
-        seen.problems[where] = problem_of(where, plan.python or sys.executable, lines)
+        why = next((line.strip() for line in lines if "rror" in line), "it says nothing")
+        check = Check("python", HERE, "fail", f"{plan.python or sys.executable} does not run: {why}",
+                      "look at the interpreter (--python) and at environment=...")  # fmt: skip
+        seen.problems[where] = Problem(check.words, check=check)
     else:
         said = [line for line in lines if "HPCNB-LOOK" not in line]
         seen.problems[where] = plan.launcher.refused(where, said, command.status)

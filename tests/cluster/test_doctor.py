@@ -386,6 +386,21 @@ def test_what_slurm_does_not_give(slurm, options, name, words, fix):
     wait_until(lambda: not slurm.jobs(), 5)
 
 
+def test_nodes_that_are_taken_are_not_waited_for(slurm):
+    other = subprocess.Popen(["srun", "--nodes=3", "--exclusive", "sleep", "60"])
+    try:
+        wait_until(slurm.jobs, 10)
+        report = doctor(launcher="slurm", nodes=2)
+        check = only_failure(report, "warn")
+        assert (check.name, report.ok) == ("nodes", True)
+        assert "could not be looked at, since they are taken now" in check.words
+        assert report.took_s < 25
+    finally:
+        other.terminate()
+        other.wait()
+    wait_until(lambda: not slurm.jobs(), 10)
+
+
 def test_an_account_that_is_not_ones_own(slurm, tmp_path, monkeypatch):
     asked = tmp_path / "sacctmgr"  # this Slurm keeps no accounts
     asked.write_text("#!/bin/sh\nprintf 'physics\\nmaths\\n'\n")

@@ -132,18 +132,24 @@ class SlurmLauncher(NodeLauncher):
         """See NodeLauncher: partition, account, and whether Slurm would take the job; nothing is queued."""
         if self._is_allocated:
             return []
-        said, status = _ask(["sinfo", "-h", "-o", "%P|%a|%D"])
+        found = self._lasting()
+        if all(check.level == "ok" for check in found):
+            nodes = range(len(self.layout))
+            found.append(of_slurm.of_trial(*_ask(self._srun(nodes, "doctor", ["-c", "pass"], "--test-only"))))
+        return found
+
+    def _lasting(self) -> list[Check]:
+        """What does not change with the nodes that are up at the moment."""
+        if self._is_allocated:
+            return []
+        said, status = _ask(["sinfo", "--all", "-h", "-o", "%P|%a|%D"])
         if status != 0:
             return [of_slurm.silent(said)]
         found = [of_slurm.of_partition(self._partition, len(self.layout), said)]
         user = getpass.getuser()
         rows, _ = _ask(["sacctmgr", "-n", "-P", "show", "assoc", f"user={user}", "format=account"], only_stdout=True)
         account = of_slurm.of_account(self._account, user, rows)
-        found += [account] if account is not None else []
-        if all(check.level == "ok" for check in found):
-            nodes = range(len(self.layout))
-            found.append(of_slurm.of_trial(*_ask(self._srun(nodes, "doctor", ["-c", "pass"], "--test-only"))))
-        return found
+        return found + ([account] if account is not None else [])
 
     def refused(self, where: str, said: Sequence[str], status: int | None) -> Problem:
         """See NodeLauncher: one srun speaks for all nodes."""
@@ -194,7 +200,7 @@ class SlurmLauncher(NodeLauncher):
         if self._is_checked or not self._queued_job():
             return None
         self._is_checked = True
-        wrong = next((check for check in self.checks() if check.level == "fail"), None)
+        wrong = next((check for check in self._lasting() if check.level == "fail"), None)
         return Problem(f"{wrong.words}; {wrong.fix}", check=wrong) if wrong is not None else None
 
     @property

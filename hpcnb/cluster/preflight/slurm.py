@@ -25,7 +25,7 @@ def of_partition(asked: str | None, num_nodes: int, rows: Sequence[str]) -> Chec
     Args:
         asked: Its name; None for the site's own choice.
         num_nodes: That the job wants.
-        rows: Of ``sinfo -h -o "%P|%a|%D"``: name (the default one with a ``*``), whether up, number of nodes.
+        rows: Of ``sinfo --all -h -o "%P|%a|%D"``: name (the default one with a ``*``), whether up, number of nodes.
     """
     nodes: dict[str, int] = {}
     default, down = "", set()
