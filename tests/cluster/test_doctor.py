@@ -151,14 +151,14 @@ def test_an_sshd_that_is_off(hosts):
     assert "systemctl start sshd" in failure_of(**by_ssh(hosts, "n1", port=2222))
 
 
-def test_a_host_that_is_off(hosts):
-    hosts.off("n3")
+def test_a_host_that_does_not_answer(hosts):
+    hosts.link("n3", up=False)  # as short as that Slurm does not give it up
     try:
         check = only_failure(doctor(**by_ssh(hosts, "n1,n3")))
         assert (check.name, check.where) == ("sshd", "n3")
         assert "does not answer at port 22: it is off, or a firewall is between" in check.words
     finally:
-        hosts.on("n3")
+        hosts.link("n3", up=True)
 
 
 def config(hosts, tmp_path, *lines):
