@@ -230,19 +230,17 @@ class CellRun:
         self._grouper.add(message.ranks, kind, str(number))
 
     def _take(self, replies: list[Any]) -> list[watch.Action]:
-        actions: list[watch.Action] = []
+        how_many: dict[tuple[str, str], list[int]] = {}
         for reply in sorted((m.CellReply(*fields) for fields in replies), key=lambda reply: reply.rank):
             self._times[reply.rank] = (reply.start_ns, reply.end_ns)
             self._reply(reply)
             error = self.result.errors.get(reply.rank)
-            actions += self.tell(
-                watch.Replied(
-                    reply.rank,
-                    self._clock(),
-                    "" if error is None else f"raised {error.ename}",
-                    "" if error is None or error.ename != "CollectiveMismatch" else error.evalue,
-                )
-            )
+            how = "" if error is None else f"raised {error.ename}"
+            mismatch = "" if error is None or error.ename != "CollectiveMismatch" else error.evalue
+            how_many.setdefault((how, mismatch), []).append(reply.rank)
+        actions: list[watch.Action] = []
+        for how_all, ranks in how_many.items():
+            actions += self.tell(watch.Replied(RankSet(ranks), self._clock(), *how_all))
         self.changed = True
         return actions
 

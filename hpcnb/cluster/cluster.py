@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
+import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hpcnb.cluster import asking, check, leaving, machine, recovery, waiting
 from hpcnb.cluster.cell_run import CellRequest, CellView
+from hpcnb.cluster.export.ran import RanCells
 from hpcnb.cluster.inbox import drive, drive_async
 from hpcnb.cluster.launchers import local
 from hpcnb.cluster.launchers import make as make_launcher
@@ -20,7 +24,7 @@ from hpcnb.cluster.nodes import Nodes
 from hpcnb.cluster.result import CellResult
 from hpcnb.cluster.submission import Submitter
 from hpcnb.cluster.visit import Plan
-from hpcnb.core import lifecycle, replicas, watch
+from hpcnb.core import lifecycle, replicas, tree, watch
 from hpcnb.core import messages as m
 from hpcnb.core.errors import CellInterrupted, ClusterStateError, LaunchError, OptionError, TransferError
 from hpcnb.core.launch import IDLE_TIMEOUT_S, SILENCE_S, AgentSpec, RunFolder
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from hpcnb.cluster.check import CheckResult
+    from hpcnb.cluster.export.setting import Setting
+    from hpcnb.cluster.export.write import Exported
     from hpcnb.timing.timeline import Timeline
 
 __all__ = ["Cluster", "current", "held", "starting"]
@@ -126,6 +132,7 @@ class Cluster:
             auto_restart=auto_restart,
         )
         self._client: ipp.Client | None = None
+        self._ran = RanCells()
         self.start_stages: list[str] = []
 
     # --- life -----------------------------------------------------------------------------------------------
@@ -215,7 +222,7 @@ class Cluster:
             threads_per_rank=spec.threads_per_rank, environment=spec.environment, record=spec.record,
             grace_s=None if spec.grace_s == float("inf") else spec.grace_s,
         )  # fmt: skip
-        cluster.launcher = spec.launcher
+        cluster.launcher, cluster._launcher_options = spec.launcher, spec.launcher_options
         cluster._submitter.nodes = cluster._nodes_of(spec)
         return cluster
 
@@ -287,12 +294,13 @@ class Cluster:
         return {
             "layout": self._launcher.layout, "address": self._launcher.address, "is_local": False,
             "nodes_public": public, "nodes_secret": secret, "launcher": self.launcher,
-            "launcher_options": self._launcher_options,
+            "launcher_options": self._launcher_options, "fanout": tree.FANOUT,
         }  # fmt: skip
 
     def _reset(self) -> None:
         self._state = lifecycle.Lifecycle(self.world_size)
         self._submitter.reset()
+        self._ran.clear()
         self.start_stages = []
 
     def stop(self) -> None:
@@ -343,6 +351,10 @@ class Cluster:
     # --- messages (link thread) -----------------------------------------------------------------------------
 
     def _on_message(self, message: m.Message) -> None:
+        if isinstance(message, m.CellBegan) and message.label.startswith("cell "):
+            self._ran.add_other(f"{message.label.removeprefix('cell ')} (not run by this notebook)")
+        elif isinstance(message, m.Welcome) and not self._ran.cells:
+            self._ran.has_earlier = message.last_cell > 0
         if self._submitter.nodes is not None:
             self._submitter.nodes.hear(message)
         self._submitter.hear(message, is_starting=self._state.phase == "starting")
@@ -425,9 +437,10 @@ class Cluster:
                 request.is_init,
             )
 
-        return await self._submitter.cell(
-            message, self._select(request.on), timeout_s=timeout_s, view=view, label=label
-        )
+        ranks = self._select(request.on)
+        result = await self._submitter.cell(message, ranks, timeout_s=timeout_s, view=view, label=label)
+        self._ran.add(request.source, request.on, request.first_line, result)
+        return result
 
     def _select(self, on: str) -> RankSet:
         return select(on, self.selection_context(slowest="slowest" in on))
@@ -459,6 +472,7 @@ class Cluster:
                 lambda cell, ranks: m.CallFunction(cell, ranks, payload, 1000, 100_000, label), ranks, label=label
             )
         )
+        self._ran.add_other(f"{label} (cluster.call; put it into a cell)")
         result.raise_for_errors()
         values = result.objects()
         return {rank: values[rank] for rank in result.ranks}
@@ -682,6 +696,46 @@ class Cluster:
         from hpcnb.timing.timeline import Timeline
 
         return Timeline(tuple(cell for result in self._submitter.history if (cell := result.cell_timeline) is not None))
+
+    def export(
+        self, file: str | Path, *, cells: str | Sequence[int] | None = None, sbatch: bool = False, force: bool = False
+    ) -> Exported:
+        """Write the cells that were run as a script for ``torchrun`` and plain ``python``.
+
+        It holds the cells of this notebook, in the order in which they were run, each on the ranks that ran it, with
+        process group and mesh. It needs torch only, and hpcnb where a cell uses ``hpc``.
+
+        Args:
+            file: Name of the script, ``train.py``.
+            cells: Numbers as the notebook shows them, ``3-7,9``; by default all that ended well on their ranks. One
+                that is named alone is taken also if it failed or was interrupted.
+            sbatch: Write a batch job for Slurm beside it, ``train.sbatch``.
+            force: Overwrite files that are there.
+
+        Returns:
+            What was written, which cells it holds and what it lacks, in words too.
+
+        Raises:
+            ExportError: A cell cannot be part of a script, or the file cannot be written; nothing has been written.
+            OptionError: ``cells`` cannot be read.
+        """
+        from hpcnb.cluster.export.write import export
+
+        return export(file, self._ran, self._setting(), cells=cells, sbatch=sbatch, force=force)
+
+    def _setting(self) -> Setting:
+        """What cells run in."""
+        from hpcnb.cluster.export.setting import Setting
+
+        nodes = self._submitter.nodes
+        return Setting(
+            self.mesh, self.name, f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
+            versions=self._submitter.roster.versions(), threads_per_rank=self._threads_per_rank,
+            layout=(self.world_size,) if nodes is None else nodes.layout, devices=self._submitter.roster.devices(),
+            environment=tuple(sorted(self._environment)), launcher=self.launcher,
+            python=self._python or self._launcher_options.get("python") or sys.executable,
+            launcher_options=self._launcher_options,
+        )  # fmt: skip
 
     @property
     def client(self) -> ipp.Client:

@@ -41,6 +41,11 @@ class Nodes:
         self.problem: Problem | None = None  #: Of the launch that failed last.
         self._ranks = spec.ranks_of_nodes
 
+    @property
+    def layout(self) -> tuple[int, ...]:
+        """Number of ranks of each node."""
+        return tuple(self._spec.layout)
+
     def hear(self, message: m.Message) -> None:
         """What the head says; on the link thread."""
         match message:

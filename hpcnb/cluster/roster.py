@@ -91,6 +91,14 @@ class Roster:
         """Host of each rank, by rank; "" where it is not known."""
         return tuple(self._ready[rank].host if rank in self._ready else "" for rank in range(self._world_size))
 
+    def devices(self) -> tuple[str, ...]:
+        """Device of each rank, by rank; "" where it is not known."""
+        return tuple(self._ready[rank].device if rank in self._ready else "" for rank in range(self._world_size))
+
+    def versions(self) -> dict[str, str]:
+        """Of python, torch and hpcnb on the ranks, which all have the same; empty where it is not known."""
+        return next((dict(ready.versions) for ready in list(self._ready.values())), {})
+
     def hear(self, message: m.Message) -> None:
         """Something an agent said."""
         match message:

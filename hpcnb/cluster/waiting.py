@@ -198,6 +198,8 @@ def _lifecycle_events(message: m.Message | watch.Event) -> list[lifecycle.Event]
             event = lifecycle.StageEnded(message.name, (message.end_ns - message.start_ns) / 1e6)
         case m.NodeJoined():
             event = lifecycle.NodeIsHere(message.node, message.host)
+        case m.NodeLost():
+            event = lifecycle.StartFailure(message.why)
         case m.RankReady():
             event = lifecycle.RankIsReady(message.rank)
         case m.RankExited():

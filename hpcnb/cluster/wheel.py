@@ -6,10 +6,9 @@ import base64
 import hashlib
 import io
 import zipfile
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 
-import hpcnb
 from hpcnb.core.version import __version__
 
 __all__ = ["file_name", "pack"]
@@ -25,7 +24,7 @@ def file_name() -> str:
 
 def pack() -> bytes:
     """The wheel; the same files give the same bytes."""
-    package = Path(hpcnb.__file__).parent
+    package = Path(str(resources.files("hpcnb")))
     paths = sorted(path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc")
     files = {f"hpcnb/{path.relative_to(package).as_posix()}": path.read_bytes() for path in paths}
     folder = f"hpcnb-{__version__}.dist-info"

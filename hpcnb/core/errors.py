@@ -7,6 +7,7 @@
     +-- MagicError             a magic line that cannot be read (unknown verb, option, value)
     +-- SelectionError         --on does not name ranks of this cluster
     +-- MeshError              axes and sizes that cannot be, or do not fit the number of ranks
+    +-- ExportError            cells that cannot be written as a script, or not to that file
     +-- ClusterStateError      asked of a cluster in the wrong state (not started, started twice, busy)
     +-- LaunchError            a cluster could not be started
     |   +-- VersionMismatch    notebook and rank run different versions
@@ -37,6 +38,7 @@ __all__ = [
     "CollectiveError",
     "CollectiveMismatch",
     "DebuggerQuit",
+    "ExportError",
     "HpcnbError",
     "LaunchError",
     "LinkError",
@@ -74,6 +76,10 @@ class SelectionError(HpcnbError, ValueError):
 
 class MeshError(HpcnbError, ValueError):
     """A mesh that cannot be, or does not fit the number of ranks."""
+
+
+class ExportError(HpcnbError, ValueError):
+    """Cells that cannot be written as a script, or not to that file."""
 
 
 class ClusterStateError(HpcnbError, RuntimeError):

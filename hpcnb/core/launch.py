@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcnb.core.ranks import RankSet
+from hpcnb.core.tree import FANOUT, Tree
 from hpcnb.core.watch import GRACE_S
 
 __all__ = ["IDLE_TIMEOUT_S", "MAX_SOCKET_PATH", "SILENCE_S", "STACK_SIGNAL", "TICKET_VARIABLE", "AgentSpec",
@@ -70,7 +71,11 @@ class AgentSpec:
         address: Of such a cluster: the IP address of the head that nodes reach.
         nodes_public: CURVE public key of its nodes' agents.
         nodes_secret: The secret key.
-        uplink: Of a node: zmq endpoint of the head.
+        uplink: Of a node: ``host:port`` of who is above, the head or another node.
+        uplink_public: Its CURVE public key.
+        head: Of a node: ``host:port`` of the head, whose key is ``server_public``.
+        is_relay: Of a node: other nodes are below it.
+        fanout: So many nodes are right below the head and below each node.
         rendezvous: Of a node: ``host:port`` of the store of the process groups.
         silence_s: A node that has not been heard of for so long is given up.
         launcher: Who started the nodes, and its options: to start one of them again.
@@ -106,6 +111,10 @@ class AgentSpec:
     nodes_public: str = ""
     nodes_secret: str = ""
     uplink: str = ""
+    uplink_public: str = ""
+    head: str = ""
+    is_relay: bool = False
+    fanout: int = FANOUT
     rendezvous: str = ""
     silence_s: float = SILENCE_S
     launcher: str = "local"
@@ -117,6 +126,11 @@ class AgentSpec:
         """Of each node of the layout, its ranks."""
         firsts = [sum(self.layout[:node]) for node in range(len(self.layout))]
         return [RankSet(range(first, first + count)) for first, count in zip(firsts, self.layout, strict=True)]
+
+    @property
+    def tree(self) -> Tree:
+        """Who is below whom."""
+        return Tree(len(self.layout), self.fanout)
 
     @property
     def is_head(self) -> bool:

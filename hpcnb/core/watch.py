@@ -84,7 +84,7 @@ class Watch:
         ranks: All ranks it runs on.
         grace_s: How long ranks may wait in vain; infinite to never release.
         exited: Ranks whose process ended during the cell.
-        gone: Ranks that have left the cell, and how, in words.
+        gone: How ranks have left the cell, in words, and which.
         interrupt: How far Ctrl-C, or the timeout, has come.
         ended: Whether the cell is over.
         report: In words: who waits for whom; for while the cell runs.
@@ -97,7 +97,7 @@ class Watch:
     ranks: RankSet = field(default_factory=RankSet)
     grace_s: float = GRACE_S
     exited: RankSet = field(default_factory=RankSet)
-    gone: tuple[tuple[int, str], ...] = ()
+    gone: tuple[tuple[str, RankSet], ...] = ()
     interrupt: Interrupt = field(default_factory=Interrupt)
     ended: bool = False
     report: tuple[str, ...] = ()
@@ -126,6 +126,10 @@ class Watch:
     def is_signalled(self) -> bool:
         """Whether ranks were interrupted wherever they were, not at a step."""
         return self.interrupt.is_signalled
+
+    def how_gone(self) -> dict[int, str]:
+        """How each rank that has left the cell did, in words."""
+        return dict(sorted((rank, how) for how, ranks in self.gone for rank in ranks))
 
     @property
     def killed(self) -> RankSet:
@@ -167,15 +171,20 @@ def _interrupt(watch: Watch, event: InterruptAsked | TimedOut | BoundaryFound | 
 
 
 def _left(watch: Watch, event: Replied | Exited) -> tuple[Watch, list[Action]]:
-    rank = RankSet([event.rank])
-    how = event.how or LEFT
     if isinstance(event, Exited):
-        watch = replace(watch, exited=watch.exited | (rank & watch.running))
-    elif event.mismatch:
-        watch = replace(watch, mismatch=watch.mismatch or event.mismatch)
-    if event.rank in watch.running or isinstance(event, Exited):
-        gone = {**dict(watch.gone), event.rank: how}
-        watch = replace(watch, running=watch.running - rank, gone=tuple(sorted(gone.items())), left_s=event.at_s)
+        ranks = RankSet([event.rank])
+        watch = replace(watch, exited=watch.exited | (ranks & watch.running))
+        mismatch = ""
+    else:
+        ranks, mismatch = event.ranks & watch.running, event.mismatch
+    if ranks:
+        gone = {how: others - ranks for how, others in watch.gone}
+        how = event.how or LEFT
+        gone[how] = gone.get(how, RankSet()) | ranks
+        watch = replace(
+            watch, running=watch.running - ranks, gone=tuple(gone.items()), left_s=event.at_s,
+            mismatch=watch.mismatch or mismatch,
+        )  # fmt: skip
     if not watch.running:
         return replace(watch, ended=True), [CellEnds(RankSet())]
     return watch, []
@@ -198,7 +207,7 @@ def _located(watch: Watch, event: Located) -> Watch:
 
 def _looked(watch: Watch, event: Looked) -> tuple[Watch, list[Action]]:
     at_s = event.at_s
-    diagnosis = diagnose(event.facts, watch.cell, watch.ranks or watch.running, dict(watch.gone))
+    diagnosis = diagnose(event.facts, watch.cell, watch.ranks or watch.running, watch.how_gone())
     before = {(rank, key, stamp): since for rank, key, stamp, since in watch.stuck_since}
     stuck_since = []
     for hang in diagnosis.hangs:
@@ -238,7 +247,7 @@ def _not_stuck(watch: Watch, event: Looked, diagnosis: Diagnosis) -> tuple[Watch
     still_s = [_still_s(watch, event.facts, members, at_s) for members in diagnosis.operations]
     stalled = diagnosis.orphans if min(still_s, default=0.0) >= _STALL_S else RankSet()
     if stalled and watch.grace_s != float("inf"):
-        left = ", ".join(f"rank {rank} {how}" for rank, how in roots(dict(watch.gone)).items())
+        left = ", ".join(f"rank {rank} {how}" for rank, how in roots(watch.how_gone()).items())
         reason = f"nothing has moved for {_STALL_S:.0f} s; {left}"
         watch = replace(watch, released=watch.released | stalled, released_s=at_s, moved=())
         return watch, [Say(reason), ReleaseRanks(stalled, reason)]

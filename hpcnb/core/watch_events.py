@@ -35,9 +35,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Replied:
-    """A rank answered; ``how`` in words if it raised: ``raised ValueError``."""
+    """Ranks answered, all the same way; ``how`` in words if they raised: ``raised ValueError``."""
 
-    rank: int
+    ranks: RankSet
     at_s: float = 0.0
     how: str = ""
     mismatch: str = ""  # the words of a CollectiveMismatch

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch.distributed as dist
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import torch
     from torch.distributed.device_mesh import DeviceMesh
 
+    from hpcnb.core.messages import Message
     from hpcnb.engine.boundary import Boundary
-    from hpcnb.engine.link import RankLink
     from hpcnb.engine.recorder import OpenSpan, Recorder
 
 __all__ = ["Hpc"]
@@ -34,6 +34,12 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _REPORT_S = 0.1
 #: What a message can hold.
 _MOST_TURNS = 1 << 63
+
+
+class _Link(Protocol):
+    """Takes what is said of progress."""
+
+    def send(self, message: Message) -> None: ...
 
 
 class _Span:
@@ -80,7 +86,7 @@ class Hpc:
         device: torch.device,
         mesh: DeviceMesh,
         recorder: Recorder,
-        link: RankLink,
+        link: _Link,
         boundary: Boundary,
     ) -> None:
         self.rank = rank

@@ -1,23 +1,20 @@
-"""The nodes of a cluster as its head holds them: their agents join, are heard, are asked whether they are there.
+"""The nodes right below this agent: orders go to those whose ranks they are for, what they say of a cell is merged.
 
-Orders go to the nodes whose ranks they are for; what nodes say of one cell is merged. A node whose agent does not
-answer any more is given up, and its ranks are told to be lost; should it come back it is sent away.
+The head of a cluster has them, and every node that others are below (a relay of the tree, see core/tree.py). A node
+whose agent does not answer any more is given up; what that means for its ranks is for the head to say.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import socket
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from hpcnb.core import messages as m
-from hpcnb.core.launch import AgentSpec, RunFolder
 from hpcnb.core.ranks import RankSet
-from hpcnb.core.version import __version__
-from hpcnb.node import store
 from hpcnb.node.branch import Branch
 from hpcnb.node.door import Watching
 from hpcnb.node.levels import Above
@@ -26,7 +23,7 @@ from hpcnb.node.orders import Order
 from hpcnb.node.question import Questions
 from hpcnb.node.refusals import Refusals
 from hpcnb.node.relay import CellMessage
-from hpcnb.node.server import LinkServer, Lock
+from hpcnb.node.server import LinkServer
 from hpcnb.node.steps import Steps
 
 __all__ = ["Branches"]
@@ -39,53 +36,94 @@ _FIRST_PINGS = 5
 _AGAIN_S = 0.2
 #: A node that was told to end its ranks says so within so long.
 _FAREWELL_S = 4.0
-#: While some ranks wait, all nodes tell where theirs are, for so long after each look.
-_ALARM_S = 2.0
+#: While some ranks wait, all nodes tell where theirs are, for so long after each look; so soon that goes up together.
+_ALARM_S, _LOOKED_S = 2.0, 0.02
 
 
-class Branches:
+class Branches(ABC):
     """Orders nodes, and tells who is above what comes from them.
 
     Args:
-        spec: Of the head.
-        folder: Of the cluster.
+        server: Where nodes connect.
+        num_stages: A stage of the start is done when so many have told of it.
+        silence_s: A node that has not been heard of for so long is given up.
         above: Whom to tell.
         selector: The agent's.
-        refusals: Counts who and what is not let in.
+        refusals: Counts what cannot be taken.
         clock: Monotonic seconds.
     """
 
     def __init__(
         self,
-        spec: AgentSpec,
-        folder: RunFolder,
+        server: LinkServer,
         *,
+        num_stages: int,
+        silence_s: float,
         above: Above,
         selector: Watching,
         refusals: Refusals,
         clock: Callable[[], float],
     ) -> None:
-        self._spec = spec
-        self._folder = folder
-        listener = socket.create_server((spec.address, 0), backlog=4096)
-        self._rendezvous = f"{spec.address}:{listener.getsockname()[1]}"
-        self._store = store.start(listener)
+        self._server = server
+        self._num_stages = num_stages
+        self._silence_s = silence_s
         self._above = above
         self._selector = selector
         self._refusals = refusals
         self._clock = clock
-        lock = Lock(spec.server_public, spec.server_secret, spec.nodes_public)
-        self._server = LinkServer(
-            f"tcp://{spec.address}:*", lock, refusals, hellos=(m.Join, m.NodeHello)
-        )  # fmt: skip
-        self._branches = [Branch(node, ranks) for node, ranks in enumerate(spec.ranks_of_nodes)]
-        self._joining: dict[bytes, m.Join] = {}  # until there is a controller that ranks can register with
+        self._branches: dict[int, Branch] = {}  # by node
+        self._by_client: dict[bytes, Branch] = {}
         self._cells: dict[int, Merge] = {}
         self._steps = Steps()
         self._questions = Questions()
         self._stages: dict[str, dict[int, tuple[int, int]]] = {}
-        self._ping_due_s = 0.0
-        self._num_pings = 0
+        self._ping_due_s = self._alarmed_until_s = 0.0
+        self._looked: set[int] = set()  # cells, some ranks of which wait
+        self._looked_due_s = float("inf")
+
+    # --- who is who -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _arrived(self, client: bytes, message: m.Join | m.NodeHello) -> None:
+        """Somebody comes who is not a node of this agent yet."""
+
+    @abstractmethod
+    def _passed(self, branch: Branch, message: m.Message) -> None:
+        """A node says something of itself, its ranks, or of nodes below it."""
+
+    @abstractmethod
+    def _left(self, branch: Branch, why: str) -> None:
+        """A node is lost."""
+
+    def _let_in(self, client: bytes, hello: m.NodeHello, ranks: RankSet) -> Branch:
+        """It is a node of this agent from now on."""
+        self._server.welcome(client, "node")
+        branch = Branch(hello.node, client, hello.host, ranks, self._clock())
+        self._branches[hello.node] = self._by_client[client] = branch
+        self._send(branch, m.NodeWelcome())
+        for _ in range(_FIRST_PINGS):  # so that its clock is known before its first cell
+            self._send(branch, m.Ping(time.perf_counter_ns()))
+        return branch
+
+    def _cut(self, branch: Branch) -> None:
+        """It is not any more, and what it has not said will not be said."""
+        self._server.send(branch.client, m.NodeRefused("it was given up by who is above it"))
+        self._server.forget(branch.client)
+        self._by_client.pop(branch.client, None)
+        self._branches.pop(branch.node, None)
+        for merge in list(self._cells.values()):
+            self._say(merge.ended(branch.node, time.perf_counter_ns()))
+        for cell, step in self._steps.lost(branch.node).items():
+            self._above.mention(m.StepProposed(cell, step))
+        self._questions.lost(branch.node)
+
+    def _send(self, branch: Branch, message: m.Message | bytes) -> None:
+        self._server.send(branch.client, message)
+
+    def _send_all(self, branches: Iterable[Branch], message: m.Message) -> None:
+        packed = m.encode(message)
+        for branch in branches:
+            self._send(branch, packed)
 
     # --- life -----------------------------------------------------------------------------------------------
 
@@ -98,7 +136,6 @@ class Branches:
         """Listen from now on."""
         for descriptor in self._server.descriptors:
             self._selector.watch(descriptor, lambda: None)  # read at every turn
-        self._above.tell(m.Listening(self.address))
 
     @property
     def has_input(self) -> bool:
@@ -108,8 +145,9 @@ class Branches:
     @property
     def due_s(self) -> float:
         """See Side."""
-        gone = (each.gone_s + _AGAIN_S for each in self._branches if each.is_here and each.gone_s is not None)
-        return min([self._ping_due_s, self._questions.due_s, *gone, *(merge.due_s for merge in self._cells.values())])
+        gone = (each.gone_s + _AGAIN_S for each in self._branches.values() if each.gone_s is not None)
+        held = (merge.due_s for merge in self._cells.values())
+        return min([self._ping_due_s, self._questions.due_s, self._looked_due_s, *gone, *held])
 
     def turn(self, now_s: float) -> None:
         """Hear nodes, say what has been held long enough, and look whether all are there."""
@@ -124,171 +162,77 @@ class Branches:
                     LOG.exception("%s", kind)
         for merge in list(self._cells.values()):
             self._say(merge.tick(now_s))
-        if self._joining and self._folder.connection_file("engine").exists():
-            joining, self._joining = self._joining, {}
-            for client, join in joining.items():
-                self._assign(client, join)
-        self._look(now_s)
+        if now_s >= self._looked_due_s:
+            self._tell_looks(now_s)
+        self._look_for_lost(now_s)
         self._questions.tick(now_s)
 
-    def _look(self, now_s: float) -> None:
-        for branch in self._branches:
-            if branch.is_here and branch.gone_s is None and branch.client not in self._server.connected:
+    def _look_for_lost(self, now_s: float) -> None:
+        remote = list(self._by_client.values())
+        for branch in remote:
+            if branch.client in self._server.connected:
+                branch.gone_s = None  # the end that was seen was that of an earlier connection with the same number
+            elif branch.gone_s is None:
                 branch.gone_s = now_s
             if branch.is_over(now_s, _AGAIN_S):
-                self._lose(branch, f"the agent of node {branch.host} ended")
+                self._left(branch, f"the agent of node {branch.host} ended")
         if now_s < self._ping_due_s:
             return
         self._ping_due_s = now_s + _PING_S
-        for branch in self._branches:
-            if not branch.is_here:
-                continue
-            self._ping(branch)
+        for branch in list(self._by_client.values()):
+            self._send(branch, m.Ping(time.perf_counter_ns()))
             silent_s = now_s - branch.heard_s
-            if silent_s >= self._spec.silence_s:
-                self._lose(branch, f"node {branch.host} has not answered for {silent_s:.0f} s")
+            if silent_s >= self._silence_s:
+                self._left(branch, f"node {branch.host} has not answered for {silent_s:.0f} s")
 
-    def _ping(self, branch: Branch) -> None:
-        self._num_pings += 1
-        self._send(branch, m.Ping(self._num_pings, time.perf_counter_ns()))
-
-    def finish(self, reason: str) -> None:
+    def finish(self, reason: str, *, is_whole: bool) -> None:  # noqa: ARG002 - a relay may end without the cluster
         """End all nodes."""
-        for branch in self._branches:
-            if branch.is_here:
-                self._send(branch, m.Shutdown(reason))
-        for client in self._joining:
-            self._server.send(client, m.NodeRefused(reason))
+        remote = list(self._by_client.values())
+        self._send_all(remote, m.Shutdown(reason))
         deadline_s = self._clock() + _FAREWELL_S
-        while any(each.is_here and not each.has_ended for each in self._branches) and self._clock() < deadline_s:
+        while not all(each.has_ended for each in remote) and self._clock() < deadline_s:
             if not self._server.has_input():
                 time.sleep(0.005)
             for client, message in self._server.receive():
-                if isinstance(message, m.Farewell) and (teller := self._of(client)) is not None:
+                if isinstance(message, m.Farewell) and (teller := self._by_client.get(client)) is not None:
                     teller.has_ended = True
-            for branch in self._branches:
-                branch.has_ended |= branch.is_here and branch.client not in self._server.connected
-        if silent := [each.host for each in self._branches if each.is_here and not each.has_ended]:
+            for branch in remote:
+                branch.has_ended |= branch.client not in self._server.connected
+        if silent := [each.host for each in remote if not each.has_ended]:
             LOG.warning("nodes that did not say that they ended: %s", ", ".join(silent))
         self._server.close()
-        self._store.kill()
-        self._store.wait()
-
-    # --- nodes ----------------------------------------------------------------------------------------------
-
-    def _of(self, client: bytes) -> Branch | None:
-        return next((each for each in self._branches if each.client == client), None)
-
-    def _send(self, branch: Branch, message: m.Message | bytes) -> None:
-        self._server.send(branch.client, message)
-
-    def _hear(self, client: bytes, message: m.Message) -> None:
-        if isinstance(message, m.Join):
-            if problem := self._obstacle(message):
-                self._server.send(client, m.NodeRefused(problem))
-            else:
-                self._joining[client] = message
-            return
-        if isinstance(message, m.NodeHello):
-            self._greet(client, message)
-            return
-        branch = self._of(client)
-        if branch is None:
-            return  # it was given up, and has been told
-        branch.heard_s = self._clock()
-        self._heard(branch, message)
-
-    def _obstacle(self, join: m.Join) -> str:
-        """Why a process cannot become the agent of a node; "" if it can."""
-        mine = (m.PROTOCOL, __version__, self._spec.python_version)
-        if (join.protocol, join.hpcnb_version, join.python_version) != mine:
-            return (
-                f"VERSION the notebook runs hpcnb {mine[1]} on Python {mine[2]}, node {join.host} runs hpcnb "
-                f"{join.hpcnb_version[:40]} on Python {join.python_version[:40]}"
-            )
-        if not 0 <= join.node < len(self._branches):
-            return f"the cluster has {len(self._branches)} nodes, none of them is number {join.node}"
-        if (branch := self._branches[join.node]).is_here:
-            return f"node {join.node} has an agent already, on {branch.host}"
-        return ""
-
-    def _assign(self, client: bytes, join: m.Join) -> None:
-        branch = self._branches[join.node]
-        spec = dataclasses.replace(
-            self._spec, first_rank=branch.ranks.first(), num_ranks=len(branch.ranks), node=join.node, is_local=False,
-            link_address="", server_secret="", client_secret="", client_public="", owner_pid=0,
-            uplink=self.address, rendezvous=self._rendezvous, is_late=bool(branch.started_ns),
-        )  # fmt: skip
-        file = self._folder.connection_file("engine")
-        files = {str(file.relative_to(self._folder.path)): file.read_bytes()}
-        self._server.send(client, m.Assignment(dataclasses.asdict(spec), files))
-
-    def _greet(self, client: bytes, hello: m.NodeHello) -> None:
-        branch = self._branches[hello.node] if 0 <= hello.node < len(self._branches) else None
-        if branch is None or hello.protocol != m.PROTOCOL or branch.started_ns == hello.started_ns:
-            # it was given up; or its connection was made anew, and what was on its way then is lost
-            self._server.send(client, m.NodeRefused(f"node {hello.node} was given up by the head of the cluster"))
-            return
-        if branch.is_here and branch.client != client:
-            self._server.send(client, m.NodeRefused(f"node {hello.node} has an agent already, on {branch.host}"))
-            return
-        self._server.welcome(client, "node")
-        branch.join(client, hello.host, hello.started_ns, self._clock())
-        self._server.send(client, m.NodeWelcome(self._spec.silence_s))
-        for _ in range(_FIRST_PINGS):  # so that its clock is known before its first cell
-            self._ping(branch)
-        self._above.tell(m.NodeJoined(hello.node, hello.host, branch.ranks, hello.folder))
-
-    def _lose(self, branch: Branch, why: str) -> None:
-        """Give a node up: its ranks will not answer."""
-        LOG.warning("%s: ranks %s are given up", why, branch.ranks)
-        self._server.send(branch.client, m.NodeRefused("it was given up by the head of the cluster"))
-        self._server.forget(branch.client)
-        waited_in = {rank: branch.waits_in(rank) for rank in branch.ranks}
-        for rank, pid in sorted(branch.lose().items()):
-            self._above.tell(
-                m.RankExited(rank, pid, -9, [], False, waited_in[rank], "", 0.0, False, f"was lost: {why}")
-            )
-        self._above.tell(m.NodeLost(branch.node, branch.host, why))
-        for merge in list(self._cells.values()):
-            self._say(merge.ended(branch.node, time.perf_counter_ns()))
-        for cell, step in self._steps.lost(branch.node).items():
-            self._above.mention(m.StepProposed(cell, step))
-        self._questions.lost(branch.node)
 
     # --- what nodes say -------------------------------------------------------------------------------------
 
-    def _heard(self, branch: Branch, message: m.Message) -> None:  # noqa: C901, PLR0912 - one branch per message
+    def _hear(self, client: bytes, message: m.Message) -> None:
+        if (branch := self._by_client.get(client)) is not None:
+            branch.heard_s = self._clock()
+            self._heard(branch, message)
+        elif isinstance(message, m.Join | m.NodeHello):
+            self._arrived(client, message)  # else it was given up, and has been told
+
+    def _heard(self, branch: Branch, message: m.Message) -> None:
         match message:
             case m.Pong():
                 branch.clock.exchanged(message.sent_ns, message.node_ns, time.perf_counter_ns())
-            case m.RankReady():
-                branch.pids[message.rank] = message.pid
-                self._above.tell(message)
-            case m.RankExited():
-                branch.pids.pop(message.rank, None)
-                self._above.tell(message)
             case m.Stage():
                 self._staged(branch, message)
-            case m.Failed():
-                reason = f"node {branch.host}: {message.reason}"
-                self._above.fail(reason, lines=message.log_lines)
-                if message.is_over:
-                    self._lose(branch, reason)
             case m.RankStates():
-                self._looked(branch, message)
+                self._hear_looks(branch, message)
             case m.StepProposed():
                 if (step := self._steps.hear(message.cell, branch.node, message.step)) is not None:
                     self._above.mention(m.StepProposed(message.cell, step))
             case m.Answer():
                 self._questions.hear(message.request, branch.node, message.value)
-            case m.Farewell():
-                self._lose(branch, f"the agent of node {branch.host} ended: {message.reason}")
             case m.Seen():
                 self._above.mention(message)
+            case m.RankReady() | m.RankExited() | m.Failed() | m.Farewell() | m.NodeBelow() | m.NodeLost():
+                self._passed(branch, message)
             case _ if (merge := self._cells.get(getattr(message, "cell", 0))) is not None:
                 if isinstance(message, m.CellDone) and (offset_ns := branch.clock.estimate_ns):
-                    message = dataclasses.replace(message, offsets_ns=dict.fromkeys(message.spans, offset_ns))
+                    theirs = message.offsets_ns
+                    offsets_ns = {rank: offset_ns + theirs.get(rank, 0) for rank in message.spans}
+                    message = dataclasses.replace(message, offsets_ns=offsets_ns)
                 self._say(merge.hear(branch.node, message, self._clock()))
             case _:
                 pass  # of a cell that is over
@@ -298,38 +242,47 @@ class Branches:
             if isinstance(message, m.CellDone):
                 del self._cells[message.cell]
                 self._steps.forget(message.cell)
+                self._looked.discard(message.cell)
             self._above.say(message)
 
     def _staged(self, branch: Branch, message: m.Stage) -> None:
         """A stage of the start is done when it is on all nodes."""
         stages = self._stages.setdefault(message.name, {})
         stages[branch.node] = (message.start_ns, message.end_ns)
-        if len(stages) == len(self._branches):
+        if len(stages) == self._num_stages:
             longest = max(stages.values(), key=lambda each: each[1] - each[0])
             self._above.tell(m.Stage(message.name, *longest))
 
-    def _looked(self, branch: Branch, message: m.RankStates) -> None:
-        """Somewhere ranks wait: all nodes are asked where theirs are, and who is above hears of all."""
+    def _hear_looks(self, branch: Branch, message: m.RankStates) -> None:
+        """Somewhere ranks wait: all nodes are asked where theirs are."""
         now_s = self._clock()
         branch.looked(message.ranks, now_s)
+        self.alarm(_ALARM_S)
+        if message.cell in self._cells:
+            self._looked.add(message.cell)
+            self._looked_due_s = min(self._looked_due_s, now_s + _LOOKED_S)
+
+    def _tell_looks(self, now_s: float) -> None:
         known: dict[int, Any] = {}
-        for each in self._branches:
-            known |= each.facts(now_s, _ALARM_S)
-            if each is not branch and each.is_here:
-                self._send(each, m.Alarm(_ALARM_S))
-        self._above.mention(m.RankStates(message.cell, known))
+        for branch in self._branches.values():
+            known |= branch.facts(now_s, _ALARM_S)
+        for cell in self._looked:
+            self._above.mention(m.RankStates(cell, known))
+        self._looked, self._looked_due_s = set(), float("inf")
 
     # --- orders ---------------------------------------------------------------------------------------------
 
     def _with(self, ranks: RankSet) -> list[Branch]:
-        """Nodes that are here and have some of these ranks."""
-        return [branch for branch in self._branches if branch.is_here and branch.ranks & ranks]
+        """Nodes through which some of these ranks are reached."""
+        return [branch for branch in self._branches.values() if branch.ranks & ranks]
 
     def begin(self, message: CellMessage) -> None:
         """See Below."""
         packed = m.encode(message)
         chosen = self._with(message.ranks)
-        self._cells[message.cell] = merge = Merge(message.cell, [branch.node for branch in chosen])
+        self._cells[message.cell] = merge = Merge(
+            message.cell, [branch.node for branch in chosen], message.ranks, packed
+        )
         for branch in chosen:
             self._send(branch, packed)
         if not chosen:
@@ -339,7 +292,7 @@ class Branches:
     def obey(self, order: Order | m.StopAtStep) -> None:
         """See Below."""
         if isinstance(order, m.StopAtStep):
-            chosen = [branch for branch in self._branches if branch.is_here]
+            chosen = list(self._branches.values())
         elif isinstance(order, m.InputReply):
             chosen = self._with(RankSet([order.rank]))
         else:
@@ -351,27 +304,26 @@ class Branches:
                 self._steps.ask(order.cell, (branch.node for branch in chosen))
             else:
                 self._above.mention(m.StepProposed(order.cell, 0))
-        packed = m.encode(order)
-        for branch in chosen:
-            self._send(branch, packed)
+        self._send_all(chosen, order)
+
+    def alarm(self, seconds: float) -> None:
+        """See Below; not said again while half of that time is left."""
+        now_s = self._clock()
+        if now_s + seconds / 2 >= self._alarmed_until_s:
+            self._alarmed_until_s = now_s + seconds
+            self._send_all(self._branches.values(), m.Alarm(seconds))
 
     def restart(self, message: m.RestartRanks) -> None:
         """See Below."""
-        for branch in self._with(message.ranks):
-            self._send(branch, message)
+        self._send_all(self._with(message.ranks), message)
 
     def status(self, answer: Callable[[list[dict[str, Any]]], None]) -> None:
-        """See Below; of a node that does not answer in time its ranks are told to be silent."""
+        """See Below."""
 
         def whole(rows: dict[int, Any]) -> None:
-            together: list[dict[str, Any]] = []
-            for branch in self._branches:
-                theirs = rows.get(branch.node)
-                state = "silent" if branch.is_here else "dead"
-                together += theirs or [_row(rank, branch.host, state) for rank in branch.ranks]
-            answer(together)
+            answer([row for theirs in rows.values() for row in theirs])
 
-        self._ask("status", 0, [branch for branch in self._branches if branch.is_here], whole)
+        self._ask("status", 0, list(self._branches.values()), whole)
 
     def log(self, rank: int, answer: Callable[[str], None]) -> None:
         """See Below."""
@@ -379,9 +331,4 @@ class Branches:
 
     def _ask(self, question: str, argument: int, nodes: list[Branch], whole: Callable[[dict[int, Any]], None]) -> None:
         number = self._questions.ask((branch.node for branch in nodes), whole, self._clock())
-        for branch in nodes:
-            self._send(branch, m.Ask(number, question, argument))
-
-
-def _row(rank: int, host: str, state: str) -> dict[str, Any]:
-    return {"rank": rank, "host": host, "pid": 0, "device": "", "state": state, "memory_mb": 0.0}
+        self._send_all(nodes, m.Ask(number, question, argument))

@@ -120,7 +120,7 @@ class Front:
         """See Side."""
         return float("inf")
 
-    def finish(self, reason: str) -> None:
+    def finish(self, reason: str, *, is_whole: bool) -> None:  # noqa: ARG002
         """Say that the cluster has ended, and hear nobody any more."""
         self._server.send_all(m.Farewell(reason))
         self._server.close()

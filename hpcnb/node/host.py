@@ -120,7 +120,7 @@ class RankHost:
         return False
 
     def alarm(self, seconds: float) -> None:
-        """Somewhere ranks wait, or one has failed: tell where those of this node are, for so long."""
+        """See Below."""
         self._alarmed_until_s = self._clock() + seconds
 
     def turn(self, now_s: float) -> None:
@@ -153,7 +153,7 @@ class RankHost:
             for cell in running:
                 self._above.mention(m.RankStates(cell, packed))
 
-    def finish(self, reason: str) -> None:
+    def finish(self, reason: str, *, is_whole: bool) -> None:  # noqa: ARG002
         """End all ranks, and what they were forked from."""
         self._is_ending = True
         self._door.close()

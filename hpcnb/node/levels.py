@@ -9,7 +9,7 @@ from hpcnb.core import messages as m
 from hpcnb.node.orders import Order
 from hpcnb.node.relay import CellMessage
 
-__all__ = ["Above", "Below", "Side"]
+__all__ = ["Above", "Below", "Side", "carry_out"]
 
 
 class Side(Protocol):
@@ -29,8 +29,13 @@ class Side(Protocol):
     def turn(self, now_s: float) -> None:
         """Take what has arrived, and do what is due."""
 
-    def finish(self, reason: str) -> None:
-        """End everything that belongs to it."""
+    def finish(self, reason: str, *, is_whole: bool) -> None:
+        """End everything that belongs to it.
+
+        Args:
+            reason: Why, in words.
+            is_whole: The whole cluster ends, not only this node.
+        """
 
 
 class Above(Protocol):
@@ -64,6 +69,9 @@ class Below(Protocol):
     def obey(self, order: Order | m.StopAtStep) -> None:
         """Carry an order out."""
 
+    def alarm(self, seconds: float) -> None:
+        """Somewhere ranks wait, or one has failed: tell where these are, for so long."""
+
     def restart(self, message: m.RestartRanks) -> None:
         """Replace ranks."""
 
@@ -72,3 +80,29 @@ class Below(Protocol):
 
     def log(self, rank: int, answer: Callable[[str], None]) -> None:
         """What a rank wrote outside of cells."""
+
+
+def carry_out(below: Below, message: m.Message, answer: Callable[[int, Any], None]) -> bool:
+    """Have an order of who is above carried out; whether it is one.
+
+    Args:
+        below: Who carries it out.
+        message: The order.
+        answer: Takes the number of a question, and the answer, now or when it is there.
+    """
+    match message:
+        case m.Alarm():
+            below.alarm(message.seconds)
+        case m.RestartRanks():
+            below.restart(message)
+        case m.Ask(request, "status"):
+            below.status(lambda rows: answer(request, rows))
+        case m.Ask(request, "logs", rank):
+            below.log(rank, lambda text: answer(request, text))
+        case _ if isinstance(message, CellMessage):
+            below.begin(message)
+        case _ if isinstance(message, Order | m.StopAtStep):
+            below.obey(message)
+        case _:
+            return False
+    return True

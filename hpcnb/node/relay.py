@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from hpcnb.core import messages as m
 from hpcnb.core.ranks import RankSet
-from hpcnb.node.bars import Bars
-from hpcnb.node.gather import Gather
+from hpcnb.node.held import Held
 from hpcnb.node.rank_process import RankProcess
 
 __all__ = ["CellMessage", "CellRelay", "RankMessage"]
@@ -25,9 +23,6 @@ RankMessage = (
 
 #: Span rings are read so often while a cell runs; they hold some seconds of records.
 _DRAIN_S = 0.25
-#: Ranks that have answered are told of so often while others run on.
-_REPLIES_S = 0.3
-_ERRORS_S = 0.05
 #: A reply with a larger value goes in a message of its own.
 _LARGE_BYTES = 1 << 20
 #: Output of messages that carry no budget of their own.
@@ -41,15 +36,7 @@ class _Cell:
     number: int
     members: list[int]
     waiting: set[int]
-    gather: Gather = field(default_factory=Gather)
-    replies: list[Any] = field(default_factory=list)  # not told yet
-    replies_due_s: float | None = None
-    bars: Bars = field(default_factory=Bars)
-
-    def dues_s(self) -> list[float]:
-        """When something that is held should be sent."""
-        dues = (self.gather.due_s, self.bars.due_s, self.replies_due_s)
-        return [due_s for due_s in dues if due_s is not None]
+    held: Held
 
 
 class CellRelay:
@@ -75,7 +62,7 @@ class CellRelay:
         """When :meth:`tick` has something to do; None if nothing is held."""
         if not self._cells:
             return None
-        return min([self._drain_due_s, *(due_s for cell in self._cells.values() for due_s in cell.dues_s())])
+        return min([self._drain_due_s, *(cell.held.due_s for cell in self._cells.values())])
 
     @property
     def running(self) -> list[int]:
@@ -85,12 +72,7 @@ class CellRelay:
     def tick(self, now_s: float) -> None:
         """Send what has been held long enough, and read rings before they are overwritten."""
         for cell in list(self._cells.values()):
-            if cell.gather.due_s is not None and now_s >= cell.gather.due_s:
-                self._flush_output(cell)
-            if cell.bars.due_s is not None and now_s >= cell.bars.due_s:
-                self._flush_progress(cell)
-            if cell.replies_due_s is not None and now_s >= cell.replies_due_s:
-                self._flush_replies(cell)
+            self._say_all(cell.held.tick(now_s))
         if self._cells and now_s >= self._drain_due_s:
             self._drain_due_s = now_s + _DRAIN_S
             for cell in self._cells.values():
@@ -109,7 +91,8 @@ class CellRelay:
     def begin(self, message: CellMessage) -> list[RankProcess]:
         """A cell begins: send it to its ranks; returns ranks whose sockets did not take all of it."""
         members = [rank for rank in message.ranks if rank in self._ranks]
-        cell = _Cell(message.cell, members, {rank for rank in members if self._ranks[rank].alive})
+        living = {rank for rank in members if self._ranks[rank].alive}
+        cell = _Cell(message.cell, members, living, Held(message.cell))
         self._cells[cell.number] = cell
         lines, size = getattr(message, "line_budget", _LINES), getattr(message, "byte_budget", _BYTES)
         clogged = []
@@ -134,42 +117,39 @@ class CellRelay:
         elif cell is None or message.cell != cell.number:
             return  # of a cell that is over on this rank
         elif isinstance(message, m.CellReply):
-            cell.gather.add(RankSet([process.rank]), process.end_cell(), self._clock())
-            cell.replies.append([getattr(message, name) for name in m.names_of(message)])
-            # an error is told soon: others may wait in vain for this rank
-            due_s = self._clock() + (_REPLIES_S if message.ok else _ERRORS_S)
-            cell.replies_due_s = min(cell.replies_due_s or due_s, due_s)
+            cell.held.say(RankSet([process.rank]), process.end_cell(), self._clock())
+            cell.held.answer([[getattr(message, name) for name in m.names_of(message)]], self._clock())
             cell.waiting.discard(process.rank)
-            if len(message.value_pickle) > _LARGE_BYTES:
-                self._flush_replies(cell)  # alone: together they might be too large for one message
+            if len(message.value_pickle) > _LARGE_BYTES:  # alone: together they might be too large for one message
+                self._say_all([*cell.held.output(), m.Replies(cell.number, cell.held.replies())])
             self._check_done(cell)
         elif isinstance(message, m.RankDisplay):
             self.show(process, process.read_pipes())
-            self._flush_output(cell)  # it stands after what was said before
+            self._say_all(cell.held.output())  # it stands after what was said before
             ranks = RankSet([process.rank])
             self._say(
                 m.Display(message.cell, ranks, message.bundle, message.metadata, message.display_id, message.update)
             )
         elif isinstance(message, m.RankClear):
             self.show(process, process.read_pipes())
-            self._flush_output(cell)
+            self._say_all(cell.held.output())
             self._say(m.Clear(message.cell, RankSet([process.rank]), message.wait))
         elif isinstance(message, m.InputRequest | m.DebuggerLeft):
             self.show(process, process.read_pipes())
             if process.held() is not None:  # a person reads what led to the question before answering it
-                cell.gather.add(RankSet([process.rank]), process.release(), self._clock())
-            self._flush_output(cell)
+                cell.held.say(RankSet([process.rank]), process.release(), self._clock())
+            self._say_all(cell.held.output())
             self._say(message)
         elif isinstance(message, m.RankProgress):
             position = {process.rank: (message.position, message.elapsed_s)}
             key = (message.bar, message.description, message.total)
-            cell.bars.move(key, position, process.rank, finished=message.finished, now_s=self._clock())
+            cell.held.move(key, position, process.rank, finished=message.finished, now_s=self._clock())
 
     def show(self, process: RankProcess, entries: list[tuple[str, str]]) -> None:
         """Output of a rank."""
         shown = process.show(entries)
         if (cell := self._cells.get(process.cell)) is not None:
-            cell.gather.add(RankSet([process.rank]), shown, self._clock())
+            cell.held.say(RankSet([process.rank]), shown, self._clock())
 
     def lost(self, process: RankProcess) -> int:
         """A rank's process has ended: it will not answer. Its last output is sent; returns the cell it ran."""
@@ -177,8 +157,8 @@ class CellRelay:
         entries = process.end_cell()
         if cell is None:
             return 0
-        cell.gather.add(RankSet([process.rank]), entries, self._clock())
-        self._flush_output(cell)
+        cell.held.say(RankSet([process.rank]), entries, self._clock())
+        self._say_all(cell.held.output())
         return cell.number
 
     def forget(self, number: int, rank: int) -> None:
@@ -190,26 +170,16 @@ class CellRelay:
     def _check_done(self, cell: _Cell) -> None:
         if cell.waiting:
             return
-        self._flush_output(cell)
-        self._flush_progress(cell)
+        self._say_all(cell.held.output())
+        self._say_all(cell.held.progress())
         spans: dict[int, bytes] = {}
         strings: dict[int, dict[int, str]] = {}
         lost: dict[int, int] = {}
         for rank in cell.members:
             spans[rank], strings[rank], lost[rank] = self._ranks[rank].take_spans(cell.number)
-        self._say(m.CellDone(cell.number, cell.replies, spans, strings, lost, time.perf_counter_ns()))
+        self._say(m.CellDone(cell.number, cell.held.replies(), spans, strings, lost, time.perf_counter_ns()))
         del self._cells[cell.number]
 
-    def _flush_replies(self, cell: _Cell) -> None:
-        self._flush_output(cell)
-        cell.replies_due_s = None
-        replies, cell.replies = cell.replies, []
-        self._say(m.Replies(cell.number, replies))
-
-    def _flush_output(self, cell: _Cell) -> None:
-        if entries := cell.gather.take():
-            self._say(m.Output(cell.number, entries))
-
-    def _flush_progress(self, cell: _Cell) -> None:
-        for key, positions, finished in cell.bars.take():
-            self._say(m.Progress(cell.number, *key, positions, finished))
+    def _say_all(self, messages: list[m.Message]) -> None:
+        for message in messages:
+            self._say(message)

@@ -61,7 +61,7 @@ class Unattended:
             error = message.error or {}
             how = f"raised {error['ename']}" if error else ""
             mismatch = error["evalue"] if error.get("ename") == "CollectiveMismatch" else ""
-            self._tell(message.cell, watch.Replied(message.rank, self._clock(), how, mismatch))
+            self._tell(message.cell, watch.Replied(RankSet([message.rank]), self._clock(), how, mismatch))
         elif isinstance(message, m.Seen):
             self._tell(message.cell, watch.Located(message.rank, self._clock(), "", message.moved_bytes))
 

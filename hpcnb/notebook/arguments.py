@@ -9,6 +9,7 @@ import difflib
 import keyword
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn
 
@@ -17,8 +18,8 @@ from hpcnb.core.launch import IDLE_TIMEOUT_S, SILENCE_S
 from hpcnb.core.watch import GRACE_S
 
 __all__ = [
-    "VERBS", "CellOptions", "CheckOptions", "StartOptions", "Verb", "VerbOptions", "cell_flags", "cell_help",
-    "help_text", "parse_cell", "parse_hpc", "ranks_of", "verb_words",
+    "VERBS", "CellOptions", "CheckOptions", "ExportOptions", "StartOptions", "Verb", "VerbOptions", "cell_flags",
+    "cell_help", "help_text", "parse_cell", "parse_hpc", "ranks_of", "verb_words",
 ]  # fmt: skip
 
 
@@ -68,6 +69,16 @@ class CheckOptions:
 
 
 @dataclass(frozen=True)
+class ExportOptions:
+    """Options of ``%hpc export``."""
+
+    file: str
+    cells: str | None = None
+    sbatch: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
 class VerbOptions:
     """A verb of ``%hpc`` and what follows it; ``of_all`` is --all, and --clear of ``init``."""
 
@@ -76,6 +87,7 @@ class VerbOptions:
     start: StartOptions | None = None
     check: CheckOptions | None = None
     is_installing: bool = False
+    export: ExportOptions | None = None
     of_all: bool = False
 
 
@@ -131,6 +143,11 @@ _CHECK_FLAGS = {
     "--rng": "compare the random number generators too",
     "--on": "ranks that are compared: 0-3,7 · ~2 · dp=0&tp=1 · all",
 }
+_EXPORT_FLAGS = {
+    "--cells": "numbers of cells, 3-7,9; by default all that ended well. One that is named alone may have failed",
+    "--sbatch": "write a batch job for Slurm beside it, train.sbatch",
+    "--force": "overwrite files that are there",
+}
 
 VERBS: dict[str, Verb] = {
     "start": Verb(
@@ -185,6 +202,11 @@ VERBS: dict[str, Verb] = {
         options={"NAME": "of a cell on the ranks, also trainer.model", **_CHECK_FLAGS},
     ),
     "timing": Verb("timing [breakdown|timeline]", "where the time of the last cell went, as plots", 1),
+    "export": Verb(
+        "export FILE [--cells 3-7,9] [--sbatch] [--force]",
+        "write the parallel cells that were run as a script for torchrun and plain python",
+        options={"FILE": "of the script, train.py", **_EXPORT_FLAGS},
+    ),
     "logs": Verb("logs [RANK]", "what a rank wrote outside of cells; without a rank, the agent's log", 1),
     "panel": Verb("panel", "a widget: start, stop, status, strip of the last cell"),
     "help": Verb("help [VERB]", "this text", 1),
@@ -273,12 +295,14 @@ def parse_hpc(line: str) -> VerbOptions:
         _fail(f"%hpc has no verb {verb!r}{_meant(verb, VERBS)}; there are {', '.join(VERBS)}")
     if rest in (["--help"], ["-h"]):
         return VerbOptions("help", (verb,))
-    if verb in ("start", "doctor"):
-        installs = verb == "doctor" and "--install" in rest
-        rest = [word for word in rest if not (installs and word == "--install")]
-        return VerbOptions(verb, start=_parse_start(rest, verb), is_installing=installs)
-    if verb == "check":
-        return VerbOptions(verb, check=_parse_check(rest))
+    if verb == "doctor":
+        wanted = [word for word in rest if word != "--install"]
+        return VerbOptions(verb, start=_parse_start(wanted[:], verb), is_installing=wanted != rest)
+    own: dict[str, Callable[[list[str]], Any]] = {
+        "start": _parse_start, "check": _parse_check, "export": _parse_export
+    }  # fmt: skip
+    if verb in own:
+        return VerbOptions(verb, **{verb: own[verb](rest)})
     if verb == "init":
         return _parse_init(rest)
     of_all = VERBS[verb].has_all and "--all" in rest
@@ -340,6 +364,26 @@ def _parse_check(words: list[str]) -> CheckOptions:
     return CheckOptions(tuple(names), **options)
 
 
+def _parse_export(words: list[str]) -> ExportOptions:
+    options: dict[str, Any] = {}
+    usage = f"%hpc {VERBS['export'].usage}"
+    while words:
+        word = words.pop(0)
+        if not word.startswith("-"):
+            if "file" in options:
+                _fail(f"%hpc export does not take {word!r} after {options['file']!r}; write  {usage}")
+            options["file"] = word
+            continue
+        flag, given = _flag(word, _EXPORT_FLAGS, "%hpc export", usage)
+        if flag == "--cells":
+            options["cells"] = _value(flag, given, words, "%hpc export")
+        else:
+            options[flag.removeprefix("--")] = True
+    if not options.get("file"):
+        _fail("%hpc export: name the file to write, for example  %hpc export train.py")
+    return ExportOptions(**options)
+
+
 def _parse_start(words: list[str], verb: str = "start") -> StartOptions:
     options: dict[str, Any] = {}
     magic = f"%hpc {verb}"
@@ -394,7 +438,9 @@ def _value(flag: str, given: str | None, words: list[str], magic: str) -> str:
     if given is not None:
         return given
     if not words or words[0].startswith("--"):
-        _fail(f"{magic} {flag} needs a value: {({**_CHECK_FLAGS, **_CELL_FLAGS, **_START_FLAGS})[flag]}")
+        _fail(
+            f"{magic} {flag} needs a value: {({**_CHECK_FLAGS, **_EXPORT_FLAGS, **_CELL_FLAGS, **_START_FLAGS})[flag]}"
+        )
     return words.pop(0)
 
 
@@ -429,6 +475,7 @@ def verb_words(verb: str) -> list[str]:
         "start": list(_START_FLAGS),
         "doctor": [*_START_FLAGS, "--install"],
         "check": list(_CHECK_FLAGS),
+        "export": list(_EXPORT_FLAGS),
         "init": ["--clear"],
         "timing": ["breakdown", "timeline"],
         "help": list(VERBS),

@@ -158,6 +158,11 @@ class HpcMagics(Magics):
         asked = options.check or arguments.CheckOptions()
         print(repr(_cluster().check(*asked.names, axis=asked.axis, rng=asked.rng, on=asked.on)))
 
+    def _export(self, options: arguments.VerbOptions) -> None:
+        asked = options.export
+        assert asked is not None, "a line without a file was refused"
+        print(repr(_cluster().export(asked.file, cells=asked.cells, sbatch=asked.sbatch, force=asked.force)))
+
     def _timing(self, options: arguments.VerbOptions) -> None:
         show.timing(self.shell, _cluster(), options.words)
 

@@ -65,6 +65,7 @@ class Account:
 
 
 _accounts: WeakKeyDictionary[CellTimeline, tuple[Account, ...]] = WeakKeyDictionary()
+_totals: WeakKeyDictionary[CellTimeline, dict[int, dict[str, float]]] = WeakKeyDictionary()
 
 
 def accounts(cell: CellTimeline) -> tuple[Account, ...]:
@@ -87,11 +88,17 @@ def totals(cell: CellTimeline) -> dict[int, dict[str, float]]:
         left out, but computation, communication_wait, communication_transfer, idle and dispatch never are.
         The values of a rank add up to ``cell.wall_ms``.
     """
-    if all(len(rank.spans) <= 1 for rank in cell.ranks):
-        plain = dict(_plain_totals(cell))
+    known = _totals.get(cell)
+    if known is None:
+        plain: dict[int, dict[str, float]] = {}
+        if all(len(rank.spans) <= 1 for rank in cell.ranks):
+            plain = dict(_plain_totals(cell))
         if len(plain) == len(cell.ranks):
-            return plain
-    return {account.rank: _named(account.duration_ns.sum(axis=0).tolist()) for account in accounts(cell)}
+            known = plain
+        else:
+            known = {account.rank: _named(account.duration_ns.sum(axis=0).tolist()) for account in accounts(cell)}
+        _totals[cell] = known  # a strip asks four times
+    return known
 
 
 def sums(timeline: Timeline) -> dict[int, dict[str, float]]:

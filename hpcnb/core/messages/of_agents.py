@@ -5,12 +5,13 @@ Beside this, cells and orders go down and what ranks say goes up in the same mes
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Any
 
 from hpcnb.core.messages.codec import Message, message
 
-__all__ = ["Alarm", "Assignment", "Failed", "Join", "NodeHello", "NodeRefused", "NodeWelcome", "Ping", "Pong",
-           "StepProposed", "StopAtStep"]  # fmt: skip
+__all__ = ["Alarm", "Assignment", "Failed", "Join", "NodeBelow", "NodeHello", "NodeRefused", "NodeWelcome", "Orphaned",
+           "Ping", "Pong", "StepProposed", "StopAtStep"]  # fmt: skip
 
 
 @message
@@ -41,27 +42,44 @@ class NodeRefused(Message):
 
 @message
 class NodeHello(Message):
-    """First message of a node's agent; the head answers NodeWelcome or NodeRefused."""
+    """First message of a node's agent to who is above it; answered by NodeWelcome or NodeRefused.
+
+    Said again, to the head, when who was between is lost.
+    """
 
     protocol: int
     node: int
     host: str
-    pid: int
     started_ns: int  # of the process, by the node's clock: another process of the same node is told apart
     folder: str  # where the node keeps what is too much to be sent
+    address: str = ""  # host:port where it listens for nodes below it
+    public: str = ""  # its CURVE public key for them
+    below: list[int] = field(default_factory=list)  # nodes that speak through it
+    cells: list[int] = field(default_factory=list)  # that it has heard of
+
+
+@message
+class NodeBelow(Message):
+    """A node has been welcomed by one that is between it and the head: its NodeHello, passed on."""
+
+    node: int
+    host: str
+    started_ns: int
+    folder: str
+    address: str
+    public: str
 
 
 @message
 class NodeWelcome(Message):
     """The agent belongs to the cluster."""
 
-    silence_s: float  # an agent that has heard nothing for so long may be cut off
-
 
 @message
 class Failed(Message):
     """Ranks of a node could not be started, or (``is_over``) ended with what they were started from."""
 
+    node: int
     reason: str
     log_lines: list[str]
     is_over: bool
@@ -71,7 +89,6 @@ class Failed(Message):
 class Ping(Message):
     """The head asks whether a node is there, twice a second; answered at once by Pong."""
 
-    number: int
     sent_ns: int  # head's clock
 
 
@@ -79,7 +96,6 @@ class Ping(Message):
 class Pong(Message):
     """The answer: the node's clock is compared with the head's."""
 
-    number: int
     sent_ns: int  # as in the Ping
     node_ns: int  # node's clock, between the two
 
@@ -89,6 +105,11 @@ class Alarm(Message):
     """Somewhere ranks wait, or one has failed: tell where yours are, for so long from now."""
 
     seconds: float
+
+
+@message
+class Orphaned(Message):
+    """Who is above has lost its own way to the head: go there yourself."""
 
 
 @message

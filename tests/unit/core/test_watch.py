@@ -37,6 +37,10 @@ CELL = 5
 NEVER = float("inf")
 
 
+def replied(rank, *how):
+    return Replied(RankSet([rank]), *how)
+
+
 def ranks(*members):
     return RankSet(members)
 
@@ -107,15 +111,27 @@ CIRCLE = "they wait for each other: rank 0 waits in all_reduce #1 for rank 1; ra
 # --- ranks answer and end ---------------------------------------------------------------------------------------
 
 ENDS = {
-    "all answer": ([Replied(2), Replied(0), Replied(1)], [CellEnds(ranks())]),
-    "two have answered": ([Replied(2), Replied(0)], []),
-    "one answers twice": ([Replied(2), Replied(2)], []),
-    "one dies": ([Replied(0), Exited(1), Replied(2)], [CellEnds(ranks())]),
+    "all answer": ([replied(2), replied(0), replied(1)], [CellEnds(ranks())]),
+    "two have answered": ([replied(2), replied(0)], []),
+    "one answers twice": ([replied(2), replied(2)], []),
+    "one dies": ([replied(0), Exited(1), replied(2)], [CellEnds(ranks())]),
     "all die": ([Exited(0), Exited(1), Exited(2)], [CellEnds(ranks())]),
     "a rank that is not in the cell dies": ([Exited(7)], []),
-    "a rank that has answered dies": ([Replied(1), Exited(1), Replied(0), Replied(2)], [CellEnds(ranks())]),
+    "a rank that has answered dies": (
+        [replied(1), Exited(1), replied(0), replied(2)],
+        [CellEnds(ranks())],
+    ),
     "nothing happens after the end": (
-        [Replied(0), Replied(1), Replied(2), InterruptAsked(), TimedOut(), Tick(9.0), Exited(1), circle(9.0)],
+        [
+            replied(0),
+            replied(1),
+            replied(2),
+            InterruptAsked(),
+            TimedOut(),
+            Tick(9.0),
+            Exited(1),
+            circle(9.0),
+        ],
         [CellEnds(ranks())],
     ),
 }
@@ -127,21 +143,24 @@ def test_the_cell_ends_when_nobody_runs_it(events, expected):
 
 
 def test_a_notebook_that_lets_go_leaves_the_ranks_running():
-    watch, _ = run(watch_of(), Replied(1, 1.0))
+    watch, _ = run(watch_of(), replied(1, 1.0))
     watch, actions = advance(watch, LetGo())
     assert actions == [CellEnds(ranks(0, 2))]
-    assert run(watch, Replied(0, 2.0), InterruptAsked(3.0), Tick(9.0)) == (watch, [])
+    assert run(watch, replied(0, 2.0), InterruptAsked(3.0), Tick(9.0)) == (watch, [])
 
 
 def test_what_is_remembered():
     watch, _ = run(
-        watch_of(), Exited(1, 2.0, "was ended by SIGKILL"), Exited(7, 3.0), Replied(0, 4.0, "raised ValueError")
+        watch_of(),
+        Exited(1, 2.0, "was ended by SIGKILL"),
+        Exited(7, 3.0),
+        replied(0, 4.0, "raised ValueError"),
     )
     assert (watch.running, watch.exited) == (ranks(2), ranks(1))
-    assert watch.gone == ((0, "raised ValueError"), (1, "was ended by SIGKILL"), (7, "ended"))
+    assert watch.how_gone() == {0: "raised ValueError", 1: "was ended by SIGKILL", 7: "ended"}
     assert not watch.interrupted
-    watch, _ = run(watch_of(), Replied(0))
-    assert watch.gone == ((0, "ended the cell without it"),)
+    watch, _ = run(watch_of(), replied(0))
+    assert watch.how_gone() == {0: "ended the cell without it"}
     interrupted, _ = run(watch_of(), InterruptAsked())
     assert (interrupted.interrupted, interrupted.timed_out) == (True, False)
     timed_out, _ = run(interrupted, TimedOut())
@@ -175,7 +194,10 @@ def test_the_grace_period_begins_anew_with_another_operation():
 
 def test_a_rank_that_leaves_is_given_the_grace_period_from_then_on():
     watch, happened = run(
-        watch_of(), waiting_for([2], 30.0), Replied(2, 30.0, "raised ValueError"), waiting_for([2], 30.5, theirs=IDLE)
+        watch_of(),
+        waiting_for([2], 30.0),
+        replied(2, 30.0, "raised ValueError"),
+        waiting_for([2], 30.5, theirs=IDLE),
     )
     assert [type(action) for _, action in happened] == [LookAtRanks]
     _, happened = run(watch, waiting_for([2], 30.9, theirs=IDLE), waiting_for([2], 31.0, theirs=IDLE))
@@ -192,9 +214,9 @@ def receives(age_s):
 def test_a_receive_from_anybody_is_released_when_the_last_who_might_have_sent_has_left():
     events = [
         Looked(20.0, {0: receives(20.0), 1: computing(), 2: computing()}),
-        Replied(2, 20.0, "raised ValueError"),
+        replied(2, 20.0, "raised ValueError"),
         Looked(40.0, {0: receives(40.0), 1: computing()}),  # it may still send
-        Replied(1, 50.0),
+        replied(1, 50.0),
         Looked(50.1, {0: receives(50.1)}),
         Looked(50.9, {0: receives(50.9)}),
     ]
@@ -207,7 +229,11 @@ def test_a_receive_from_anybody_is_released_when_the_last_who_might_have_sent_ha
 
 def test_a_receive_from_anybody_whose_message_is_there_is_none_of_ours():
     """The sender has left right after it: the rank is then told as one that goes on (observer.py)."""
-    events = [Looked(5.0, {0: receives(5.0), 1: computing(), 2: computing()}), Replied(1, 5.1), Replied(2, 5.1)]
+    events = [
+        Looked(5.0, {0: receives(5.0), 1: computing(), 2: computing()}),
+        replied(1, 5.1),
+        replied(2, 5.1),
+    ]
     _, happened = run(watch_of(), *events, *(Looked(at_s, {0: computing()}) for at_s in (6.0, 9.0, 90.0)))
     assert not [action for _, action in happened if isinstance(action, ReleaseRanks)]
 
@@ -218,7 +244,7 @@ def test_a_group_that_is_made_waits_for_its_ranks_and_not_for_one_that_raised():
     watch, happened = run(watch_of(), Looked(at_s, {**making, 2: computing()}))  # it is only later
     assert [type(action) for _, action in happened] == [LookAtRanks]
     assert watch.report == ("ranks 0,1 wait in new_group #1 for rank 2, since 30 s",)
-    _, happened = run(watch, Replied(2, 31.0, "raised ValueError"), Looked(32.0, making))
+    _, happened = run(watch, replied(2, 31.0, "raised ValueError"), Looked(32.0, making))
     words = "rank 2 raised ValueError"
     assert happened == [(32.0, Say(words)), (32.0, ReleaseRanks(ranks(0, 1), words))]
 
@@ -264,10 +290,13 @@ def test_a_mismatch_is_released_at_once():
 
 def test_who_waits_for_a_rank_that_raised_a_mismatch_is_told_its_words():
     words = "operation 7 of ranks 0-2 is broadcast() (line 6) on rank 2 and all_reduce() (line 7) on rank 0"
-    events = [Replied(2, 10.0, "raised CollectiveMismatch", words), waiting_for([2], 10.1, since_s=9.9, theirs=IDLE)]
+    events = [
+        replied(2, 10.0, "raised CollectiveMismatch", words),
+        waiting_for([2], 10.1, since_s=9.9, theirs=IDLE),
+    ]
     watch, happened = run(watch_of(), *events)
     assert happened == [(10.1, Say(words)), (10.1, ReleaseRanks(ranks(0, 1), words, mismatch=True))]
-    watch, _ = run(watch, Replied(1, 10.2, "raised CollectiveMismatch", "something later"))
+    watch, _ = run(watch, replied(1, 10.2, "raised CollectiveMismatch", "something later"))
     assert watch.mismatch == words
 
 
@@ -326,7 +355,7 @@ def test_a_mismatch_that_was_told_by_a_rank_does_not_spread_either():
     at_s = 10.0
     facts = {0: IDLE, 1: inside([0, 1], 0.5, number=7), **circle23(at_s, since_s=at_s - 2.0)}
     del facts[0]
-    _, happened = run(watch_of(4), Replied(0, 9.9, "raised CollectiveMismatch", MISMATCH01), Looked(at_s, facts))
+    _, happened = run(watch_of(4), replied(0, 9.9, "raised CollectiveMismatch", MISMATCH01), Looked(at_s, facts))
     assert [action for _, action in happened if isinstance(action, ReleaseRanks)] == [
         ReleaseRanks(ranks(1), MISMATCH01, mismatch=True), ReleaseRanks(ranks(2, 3), CIRCLE23, mismatch=False),
     ]  # fmt: skip
@@ -358,7 +387,13 @@ STALLED = "nothing has moved for 10 s; rank 2 raised ValueError"
 
 
 def test_ranks_are_let_go_when_nothing_moves_and_one_has_left():
-    events = [Replied(2, 9.0, "raised ValueError"), orphan(10.0), *moved(10.0, 500), orphan(12.1), *moved(12.1, 500)]
+    events = [
+        replied(2, 9.0, "raised ValueError"),
+        orphan(10.0),
+        *moved(10.0, 500),
+        orphan(12.1),
+        *moved(12.1, 500),
+    ]
     watch, happened = run(watch_of(), *events, orphan(19.9))
     assert {type(action) for _, action in happened} == {LookAtRanks}
     assert happened[0] == (10.0, LookAtRanks(ranks(0, 1)))
@@ -368,7 +403,7 @@ def test_ranks_are_let_go_when_nothing_moves_and_one_has_left():
 
 def test_a_rank_that_waits_while_bytes_move_elsewhere_is_not_let_go():
     """A broadcast that rank 0 forwards to rank 1 when it has all of it."""
-    events = [Replied(2, 9.0, "raised ValueError")]
+    events = [replied(2, 9.0, "raised ValueError")]
     for at_s in range(10, 60):
         events += [orphan(float(at_s)), *moved(at_s, at_s, [0]), *moved(at_s, 7, [1])]
     _, happened = run(watch_of(), *events)
@@ -377,7 +412,7 @@ def test_a_rank_that_waits_while_bytes_move_elsewhere_is_not_let_go():
 
 def test_bytes_of_a_rank_that_has_gone_on_count_too():
     """Rank 0 has issued its part of a broadcast, computes, and still sends; rank 1 has not received yet."""
-    events = [Replied(2, 9.0, "raised ValueError")]
+    events = [replied(2, 9.0, "raised ValueError")]
     for at_s in range(10, 60):
         look = orphan(float(at_s))
         facts = {**look.facts, 0: RankFacts(Activity.CELL, CELL, issues=look.facts[0].issues)}
@@ -389,7 +424,7 @@ def test_bytes_of_a_rank_that_has_gone_on_count_too():
 
 def test_ranks_that_only_followed_are_not_told_as_the_cause():
     events = [
-        Replied(3, 9.0, "raised CollectiveAborted"), Replied(2, 9.1, "raised ValueError"),
+        replied(3, 9.0, "raised CollectiveAborted"), replied(2, 9.1, "raised ValueError"),
         orphan(10.0), *moved(10.0, 500), orphan(20.0),
     ]  # fmt: skip
     _, happened = run(watch_of(4), *events)
@@ -397,7 +432,7 @@ def test_ranks_that_only_followed_are_not_told_as_the_cause():
 
 
 def test_as_long_as_bytes_move_nobody_is_let_go():
-    events = [Replied(2, 0.0, "raised ValueError")]
+    events = [replied(2, 0.0, "raised ValueError")]
     for at_s in range(1, 100):
         events += [orphan(float(at_s)), *moved(at_s, at_s)]
     _, happened = run(watch_of(), *events)
@@ -407,7 +442,7 @@ def test_as_long_as_bytes_move_nobody_is_let_go():
 @pytest.mark.parametrize("changes", [{"gone": False}, {"num_bytes": -1}, {"grace_s": NEVER}])
 def test_nobody_is_let_go_where_that_is_not_known(changes):
     gone = changes.get("gone", True)
-    events = [Replied(2, 0.0, "raised ValueError")] if gone else []
+    events = [replied(2, 0.0, "raised ValueError")] if gone else []
     for at_s in range(1, 60):
         events += [orphan(float(at_s), gone=gone), *moved(at_s, changes.get("num_bytes", 7))]
     _, happened = run(watch_of(grace_s=changes.get("grace_s", 1.0)), *events)
@@ -416,7 +451,7 @@ def test_nobody_is_let_go_where_that_is_not_known(changes):
 
 def test_what_was_seen_before_the_operation_began_says_nothing_about_it():
     """Rank 1 computes for long, is looked at since rank 0 waits for it, and then joins; rank 2 issued it and left."""
-    events = [Replied(2, 1.0, "raised ValueError")]
+    events = [replied(2, 1.0, "raised ValueError")]
     for at_s in (3.0, 5.1, 7.2, 9.3):
         issued = inside(ALL, at_s).issues
         facts = {0: inside(ALL, at_s), 1: computing(), 2: RankFacts(Activity.IDLE, issues=issued)}
@@ -433,7 +468,7 @@ def test_a_release_that_did_not_help_is_tried_again():
 
 
 def test_ranks_that_begin_to_wait_in_vain_later_are_released_as_well():
-    watch, _ = run(watch_of(), circle(1.0), Replied(0, 1.1, "raised"), Replied(1, 1.1, "raised"))
+    watch, _ = run(watch_of(), circle(1.0), replied(0, 1.1, "raised"), replied(1, 1.1, "raised"))
     late = {2: inside(ALL, 1.0)}
     _, happened = run(watch, Looked(2.0, late), Looked(2.1, late))
     assert happened == [(2.1, Say("ranks 0,1 raised")), (2.1, ReleaseRanks(ranks(2), "ranks 0,1 raised"))]
@@ -581,11 +616,11 @@ def release(at_s, members=ALL, reason="the cell was interrupted"):
     return [(at_s, ReleaseRanks(members, reason)), (at_s, LookAtRanks(members))]
 
 
-ANSWERED = [Replied(rank, 12.0, "raised KeyboardInterrupt") for rank in (0, 1, 2)]
+ANSWERED = [replied(rank, 12.0, "raised KeyboardInterrupt") for rank in (0, 1, 2)]
 
 INTERRUPTS = {
     "all stop at a step": (
-        [InterruptAsked(10.0), BoundaryFound(True, 10.01), Tick(10.5), *(Replied(rank, 10.6) for rank in ALL)],
+        [InterruptAsked(10.0), BoundaryFound(True, 10.01), Tick(10.5), *(replied(rank, 10.6) for rank in ALL)],
         [(10.0, StopAtBoundary(ALL)), (10.6, CellEnds(ranks()))],
     ),
     "there is no step to stop at": (
@@ -601,7 +636,7 @@ INTERRUPTS = {
         [(10.0, StopAtBoundary(ALL)), (11.1, InterruptRanks(ALL)), (12.0, CellEnds(ranks()))],
     ),
     "only ranks that run are asked, interrupted and released": (
-        [Replied(0, 9.0), InterruptAsked(10.0), BoundaryFound(False, 10.0), Replied(1, 10.1), Tick(10.25)],
+        [replied(0, 9.0), InterruptAsked(10.0), BoundaryFound(False, 10.0), replied(1, 10.1), Tick(10.25)],
         [
             (10.0, StopAtBoundary(ranks(1, 2))),
             (10.0, InterruptRanks(ranks(1, 2))),
@@ -613,7 +648,7 @@ INTERRUPTS = {
         [(10.0, StopAtBoundary(ALL)), (10.0, InterruptRanks(ALL)), *release(10.25)],
     ),
     "the prompt comes back after three seconds": (
-        [InterruptAsked(10.0), BoundaryFound(False, 10.0), Tick(10.25), Replied(1, 11.0), Tick(12.9), Tick(13.0), Tick(14.0)],
+        [InterruptAsked(10.0), BoundaryFound(False, 10.0), Tick(10.25), replied(1, 11.0), Tick(12.9), Tick(13.0), Tick(14.0)],
         [(10.0, StopAtBoundary(ALL)), (10.0, InterruptRanks(ALL)), *release(10.25), (13.0, CellEnds(ranks(0, 2)))],
     ),
     "also when no time was seen to pass": (
@@ -621,7 +656,7 @@ INTERRUPTS = {
         [(10.0, StopAtBoundary(ALL)), (20.0, InterruptRanks(ALL)), (20.0, CellEnds(ALL))],
     ),
     "a second press": (
-        [InterruptAsked(10.0), BoundaryFound(True, 10.0), InterruptAsked(10.5), Tick(10.75), Replied(1, 10.8), Tick(11.0)],
+        [InterruptAsked(10.0), BoundaryFound(True, 10.0), InterruptAsked(10.5), Tick(10.75), replied(1, 10.8), Tick(11.0)],
         [
             (10.0, StopAtBoundary(ALL)),
             (10.5, LookAtRanks(ALL, show=True)),
@@ -645,7 +680,7 @@ INTERRUPTS = {
         ],
     ),
     "a second press that ranks obey ends nobody": (
-        [InterruptAsked(10.0), InterruptAsked(10.5), *(Replied(rank, 10.6) for rank in ALL), Tick(11.0)],
+        [InterruptAsked(10.0), InterruptAsked(10.5), *(replied(rank, 10.6) for rank in ALL), Tick(11.0)],
         [
             (10.0, StopAtBoundary(ALL)),
             (10.5, LookAtRanks(ALL, show=True)),
@@ -658,7 +693,7 @@ INTERRUPTS = {
         [(10.0, StopAtBoundary(ALL)), (10.5, LookAtRanks(ALL, show=True)), (10.5, InterruptRanks(ALL))],
     ),
     "a rank that dies of the interrupt": (
-        [Replied(0), Replied(1), InterruptAsked(10.0), Exited(2, 10.1)],
+        [replied(0), replied(1), InterruptAsked(10.0), Exited(2, 10.1)],
         [(10.0, StopAtBoundary(ranks(2))), (10.1, CellEnds(ranks()))],
     ),
     "a timeout": (
@@ -670,7 +705,7 @@ INTERRUPTS = {
         ],
     ),
     "a timeout that ranks obey": (
-        [TimedOut(10.0), *(Replied(rank, 10.1) for rank in ALL), Tick(10.25)],
+        [TimedOut(10.0), *(replied(rank, 10.1) for rank in ALL), Tick(10.25)],
         [(10.0, InterruptRanks(ALL)), (10.1, CellEnds(ranks()))],
     ),
     "a timeout while ranks are asked to stop at a step": (
@@ -702,14 +737,14 @@ def test_an_interrupt_works_however_long_the_grace_period_is_and_in_the_debugger
 
 
 def test_ranks_that_were_ended_are_remembered():
-    events = [InterruptAsked(10.0), InterruptAsked(10.5), Tick(10.75), Replied(1, 10.8), Tick(11.0)]
+    events = [InterruptAsked(10.0), InterruptAsked(10.5), Tick(10.75), replied(1, 10.8), Tick(11.0)]
     assert run(watch_of(), *events[:4])[0].killed == ranks()
     assert run(watch_of(), *events)[0].killed == ranks(0, 2)
 
 
 def test_a_mismatch_is_told_once_however_many_ranks_find_it():
     watch, (said, _) = run(watch_of(), mismatch(10.0))
-    _, happened = run(watch, Replied(1, 10.1, "raised CollectiveMismatch", "in other words"), mismatch(13.0))
+    _, happened = run(watch, replied(1, 10.1, "raised CollectiveMismatch", "in other words"), mismatch(13.0))
     assert [action for _, action in happened if isinstance(action, Say)] == [said[1]]
 
 
@@ -718,7 +753,7 @@ def test_a_mismatch_is_told_once_however_many_ranks_find_it():
 member = st.integers(0, 3)
 times = st.floats(0.0, 4.0)
 kinds = st.one_of(
-    st.builds(lambda rank, how: lambda at_s: Replied(rank, at_s, how), member, st.sampled_from(["", "raised ValueError"])),
+    st.builds(lambda rank, how: lambda at_s: replied(rank, at_s, how), member, st.sampled_from(["", "raised ValueError"])),
     st.builds(lambda rank: lambda at_s: Exited(rank, at_s, "was ended"), member),
     st.builds(lambda rank: lambda at_s: Located(rank, at_s, "is at line 5"), member),
     st.builds(lambda found: lambda at_s: BoundaryFound(found, at_s), st.booleans()),

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from hpcnb.core.errors import MagicError
 from hpcnb.notebook import arguments
-from hpcnb.notebook.arguments import CellOptions, CheckOptions, StartOptions, VerbOptions, parse_cell, parse_hpc
+from hpcnb.notebook.arguments import (
+    CellOptions,
+    CheckOptions,
+    ExportOptions,
+    StartOptions,
+    VerbOptions,
+    parse_cell,
+    parse_hpc,
+)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +65,14 @@ def test_start_lines():
     )
 
 
+def test_export_lines():
+    assert parse_hpc("export train.py").export == ExportOptions("train.py")
+    assert parse_hpc("export --cells 3-7,9 'my runs/train.py' --sbatch --force").export == ExportOptions(
+        "my runs/train.py", cells="3-7,9", sbatch=True, force=True
+    )
+    assert parse_hpc("export train.py --cells=3").export == ExportOptions("train.py", cells="3")
+
+
 def test_lines_about_several_clusters():
     assert parse_hpc("stop") == VerbOptions("stop")
     assert parse_hpc("stop --all") == VerbOptions("stop", of_all=True)
@@ -73,6 +89,12 @@ def test_lines_about_several_clusters():
         ("attach a b", r"%hpc attach does not take 'b'; write  %hpc attach \[NAME\]"),
         ("attach --name a", r"%hpc attach has no option '--name'; write  %hpc attach \[NAME\]"),
         ("detach x", r"%hpc detach does not take 'x'"),
+        ("export", r"^%hpc export: name the file to write, for example  %hpc export train.py"),
+        ("export --sbatch", r"%hpc export: name the file"),
+        ("export ''", r"%hpc export: name the file"),
+        ("export a.py b.py", r"%hpc export does not take 'b.py' after 'a.py'; write  %hpc export FILE"),
+        ("export a.py --cell 3", r"%hpc export has no option '--cell' \(did you mean --cells\?\)"),
+        ("export a.py --cells", r"%hpc export --cells needs a value: numbers of cells, 3-7,9"),
         ("strat 4", r"no verb 'strat' \(did you mean start\?\); there are start, doctor, stop"),
         ("start four", r"RANKS four: this is a whole number above 0, for example 4"),
         ("start 0", r"RANKS 0"),

@@ -17,6 +17,8 @@ from hpcnb.notebook.completion import candidates
         ("%hpc de", ["detach", "debug"]),
         ("%hpc check --a", ["--axis"]),
         ("%hpc stop ", ["--all"]),
+        ("%hpc ex", ["export"]),
+        ("%hpc export --s", ["--sbatch"]),
         ("%hpc at", ["attach"]),
         ("%hpc recover ", []),
         ("%%hpc_parallel --t", ["--timeout", "--time"]),

@@ -1,0 +1,120 @@
+"""The nodes of a cluster as its head knows them: who is here, and through whom. Pure.
+
+A node that spoke through another one which is lost is an orphan: it is given some time to come to the head itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from hpcnb.core.ranks import RankSet
+
+__all__ = ["NOBODY", "Member", "Members"]
+
+#: Through whom a node is reached that is not.
+NOBODY = -2
+#: Orphans have so long to come; they notice as late as we do that who was between is silent.
+ADOPT_S = 10.0
+
+
+@dataclass
+class Member:
+    """A node.
+
+    Attributes:
+        node: Its number in the layout.
+        ranks: That belong on it.
+        host: Name of the machine.
+        started_ns: When its agent began, by its own clock: another process of the same node is told apart.
+        address: Where it listens for nodes below it; "" if it has none.
+        public: Its CURVE public key for them.
+        via: The node that is connected to the head and through which this one is reached, perhaps itself.
+        until_s: Of an orphan: it is given up then.
+        pids: Processes of the ranks that live.
+        ended: Those that do not any more.
+    """
+
+    node: int
+    ranks: RankSet
+    host: str = ""
+    started_ns: int = 0
+    address: str = ""
+    public: str = ""
+    via: int = NOBODY
+    until_s: float | None = None
+    pids: dict[int, int] = field(default_factory=dict)
+    ended: set[int] = field(default_factory=set)
+
+    def begin(self, rank: int, pid: int) -> bool:
+        """A rank is ready; whether that is new. What was told to a node that is lost is told again."""
+        is_new = self.pids.get(rank) != pid and pid not in self.ended
+        if is_new:
+            self.pids[rank] = pid
+        return is_new
+
+    def end(self, rank: int, pid: int) -> bool:
+        """Its process has ended; whether that is new."""
+        is_new = pid not in self.ended
+        self.ended.add(pid)
+        if self.pids.get(rank) == pid:
+            del self.pids[rank]
+        return is_new
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its agent belongs to the cluster now, or is expected to come back."""
+        return self.via != NOBODY or self.until_s is not None
+
+
+class Members:
+    """Those of one cluster.
+
+    Args:
+        ranks: Of each node.
+    """
+
+    def __init__(self, ranks: Iterable[RankSet]) -> None:
+        self._members = [Member(node, theirs) for node, theirs in enumerate(ranks)]
+
+    def __getitem__(self, node: int) -> Member:
+        return self._members[node]
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __contains__(self, node: object) -> bool:
+        return isinstance(node, int) and 0 <= node < len(self._members)
+
+    def of_rank(self, rank: int) -> Member:
+        """Whose rank it is."""
+        return next(each for each in self._members if rank in each.ranks)
+
+    def reached(self, via: int) -> list[Member]:
+        """Those that are reached through a node, itself among them."""
+        return [each for each in self._members if each.via == via]
+
+    def orphaned(self, via: int, now_s: float) -> list[Member]:
+        """Who is between is lost: those that were reached through it are expected to come; returns these."""
+        orphans = [each for each in self._members if each.via == via and each.node != via]
+        for each in orphans:
+            each.via, each.until_s = NOBODY, now_s + ADOPT_S
+        return orphans
+
+    def come(self, nodes: Iterable[int], via: int) -> list[Member]:
+        """These are reached through a node from now on; those that are not of the cluster any more are left out."""
+        found = [self._members[node] for node in nodes if node in self and self._members[node].is_here]
+        for each in found:
+            each.via, each.until_s = via, None
+        return found
+
+    def lose(self, node: int) -> dict[int, int]:
+        """A node does not belong to the cluster any more; returns the processes of its ranks."""
+        member = self._members[node]
+        member.via, member.until_s = NOBODY, None
+        pids, member.pids, member.ended = member.pids, {}, set()
+        return pids
+
+    def overdue(self, now_s: float) -> list[Member]:
+        """Orphans that have not come in time."""
+        return [each for each in self._members if each.until_s is not None and now_s >= each.until_s]
