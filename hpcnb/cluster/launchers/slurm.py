@@ -32,6 +32,8 @@ _ALLOCATED = re.compile(r"job \d+ has been allocated resources")
 _QUEUED = re.compile(r"job (?P<job>\d+) queued and waiting for resources")
 #: Slurm is asked so often why a job waits.
 _ASK_S = 3.0
+#: What a node said may come later than that its agent has ended.
+_LAST_WORDS_S = 0.5
 #: Of what an agent has said that ended.
 _MOST_LINES = 15
 #: The checks before a launch take nodes that are free within so long.
@@ -110,9 +112,11 @@ class SlurmLauncher(NodeLauncher):
         self._running: list[Command] = []
         self._asked_s, self._reason = float("-inf"), ""
         self._is_checked = False
+        self._ended_s = float("inf")  # since when an agent is known to have ended
 
     def launch(self, ticket: Ticket, nodes: Sequence[int]) -> None:
         """See NodeLauncher."""
+        self._ended_s = float("inf")
         join = ["-m", "hpcnb.node.join", "--stay", "--nodes", ",".join(map(str, nodes))]
         words = self._srun(nodes, ticket.cluster_name, join)
         self._starting.append(Command(words, stdin=ticket.to_text() + "\n"))
@@ -187,6 +191,9 @@ class SlurmLauncher(NodeLauncher):
                 if (last := fatal(said)) is not None:
                     return problem_of(f"number {task}", self._python, said[: last + 1])
             if ended := next(filter(None, map(_ENDED.match, lines)), None):
+                self._ended_s = min(self._ended_s, monotonic())
+                if monotonic() < self._ended_s + _LAST_WORDS_S and command.status is None:
+                    return None
                 log = [text for said in by_task.values() for text in said][-_MOST_LINES:]
                 return Problem(f"the agent of node {ended['host']} ended: {ended['how']}", tuple(log))
             if command.status is not None:
