@@ -11,7 +11,7 @@ STAMP := .venv/.hpcnb-installed
 APT := tools/apt_packages.sh
 # What tests/cluster needs: hosts with sshd, and Slurm
 CLUSTER_PACKAGES := iproute2 procps openssh-server openssh-client slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins \
-    openmpi-bin
+    openmpi-bin libhwloc15 libmunge2 libtirpc3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lab bench lint clean
@@ -57,6 +57,7 @@ lint: setup
 
 test: setup
 	@$(APT) chromium fonts-dejavu-core dataset-fashion-mnist $(CLUSTER_PACKAGES)
+	@tools/unpack_gridengine.sh build/gridengine
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -rs --ignore=tests/cluster $(PYTEST_ARGS)
 	$(if $(PYTEST_ARGS),,tools/private_network.sh $(BIN)/python -m pytest -rs tests/cluster)

@@ -67,6 +67,25 @@ def cluster2(session_cluster2):
     _forget_names(session_cluster2)
 
 
+@pytest.fixture(scope="session")
+def session_elastic(runtime_root):
+    from hpcnb import Cluster
+
+    cluster = Cluster(2, name="elastic", threads_per_rank=1, idle_timeout_s=0).start()
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def elastic(session_elastic):
+    """A cluster of its own for tests that change its size; two ranks at the beginning of each."""
+    if str(session_elastic.mesh) != "dp=2":
+        session_elastic.scale(2, mesh="dp=2")
+    _forget_names(session_elastic)
+    session_elastic.forget_init_cells()
+    return session_elastic
+
+
 def _forget_names(cluster) -> None:
     result = cluster.run("%reset -f")
     assert result.ok, result.failure_text()
@@ -102,7 +121,7 @@ def no_leaks(request, runtime_root):
     if "engines" not in request.keywords and "notebook" not in request.keywords:
         yield
         return
-    for name in ("session_cluster2", "session_cluster4"):
+    for name in ("session_cluster2", "session_cluster4", "session_elastic"):
         if name.removeprefix("session_") in request.fixturenames:
             request.getfixturevalue(name)  # started before we look
     before = _state(runtime_root)

@@ -12,8 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hpcnb.cluster import asking, check, leaving, machine, recovery, waiting
+from hpcnb.cluster import asking, check, dask_on_ranks, leaving, machine, recovery, scaling, waiting
 from hpcnb.cluster.cell_run import CellRequest, CellView
+from hpcnb.cluster.dask_on_ranks import DaskOnRanks
 from hpcnb.cluster.export.ran import RanCells
 from hpcnb.cluster.inbox import drive, drive_async
 from hpcnb.cluster.launchers import local
@@ -24,7 +25,7 @@ from hpcnb.cluster.nodes import Nodes
 from hpcnb.cluster.result import CellResult
 from hpcnb.cluster.submission import Submitter
 from hpcnb.cluster.visit import Plan
-from hpcnb.core import lifecycle, replicas, tree, watch
+from hpcnb.core import lifecycle, placement, replicas, tree, watch
 from hpcnb.core import messages as m
 from hpcnb.core.errors import CellInterrupted, ClusterStateError, LaunchError, OptionError, TransferError
 from hpcnb.core.launch import IDLE_TIMEOUT_S, SILENCE_S, AgentSpec, RunFolder
@@ -33,6 +34,7 @@ from hpcnb.core.ranks import RankSet
 from hpcnb.core.selection import SelectionContext, select
 
 if TYPE_CHECKING:
+    import distributed
     import ipyparallel as ipp
     from typing_extensions import Self
 
@@ -111,7 +113,6 @@ class Cluster:
         if threads_per_rank is not None and threads_per_rank < 1:
             msg = f"a rank has at least 1 thread, not {threads_per_rank!r}"
             raise OptionError(msg)
-        self.mesh = MeshSpec.for_world(num_ranks, mesh)
         self.name = name
         self.launcher = launcher
         self._idle_timeout_s = idle_timeout_s
@@ -125,17 +126,24 @@ class Cluster:
         self._state = lifecycle.Lifecycle(num_ranks)
         self._node: Node | None = None
         self._lock = threading.RLock()
+        self._asked = MeshSpec.for_world(num_ranks, mesh)
         self._submitter = Submitter(
-            num_ranks,
+            self._asked,
             self._running_node,
             grace_s=float("inf") if grace_s is None else grace_s,
             auto_restart=auto_restart,
         )
         self._client: ipp.Client | None = None
+        self._dask: DaskOnRanks | None = None
         self._ran = RanCells()
         self.start_stages: list[str] = []
 
     # --- life -----------------------------------------------------------------------------------------------
+
+    @property
+    def mesh(self) -> MeshSpec:
+        """Axis names and sizes."""
+        return self._submitter.mesh
 
     @property
     def world_size(self) -> int:
@@ -279,8 +287,11 @@ class Cluster:
         return Node.launch(spec, folder, python=self._python, on_message=self._on_message)
 
     def _nodes_of(self, spec: AgentSpec) -> Nodes | None:
+        self._submitter.placement = [list(ranks) for ranks in spec.ranks_of_nodes]
+
         def launcher() -> NodeLauncher:
-            made = self._launcher or make_launcher(spec.launcher, spec.world_size, spec.launcher_options)
+            num_ranks = None if spec.placement else spec.world_size  # of a cluster that has been scaled nodes differ
+            made = self._launcher or make_launcher(spec.launcher, num_ranks, spec.launcher_options)
             assert made is not None, "a cluster with a layout has a launcher of nodes"
             return made
 
@@ -294,12 +305,12 @@ class Cluster:
         return {
             "layout": self._launcher.layout, "address": self._launcher.address, "is_local": False,
             "nodes_public": public, "nodes_secret": secret, "launcher": self.launcher,
-            "launcher_options": self._launcher_options, "fanout": tree.FANOUT,
+            "launcher_options": self._launcher.lasting(self._launcher_options), "fanout": tree.FANOUT,
         }  # fmt: skip
 
     def _reset(self) -> None:
+        self._submitter.reset(self._asked)
         self._state = lifecycle.Lifecycle(self.world_size)
-        self._submitter.reset()
         self._ran.clear()
         self.start_stages = []
 
@@ -332,6 +343,9 @@ class Cluster:
         with self._lock:
             node, self._node = self._node, None
             client, self._client = self._client, None
+            dask, self._dask = self._dask, None
+        if dask is not None:
+            dask.close()
         if client is not None:
             client.close()
         return node
@@ -550,6 +564,63 @@ class Cluster:
         chosen = RankSet(ranks) if ranks else self._submitter.roster.dead
         return self._do(lambda: self._submitter.restart(chosen))
 
+    def scale(
+        self,
+        num_ranks: int,
+        *,
+        mesh: str | None = None,
+        on_stage: Callable[[str], None] | None = None,
+        **launcher_options: Any,
+    ) -> scaling.Scaled:
+        """Add ranks to the running cluster, or end its highest ones; names on ranks that stay are kept.
+
+        The group of all ranks has another size from then on, in place; groups and meshes with ranks that were ended
+        are given up. Cells that were marked with ``--init`` run on the new ranks. Dead ranks that stay are replaced.
+        On several nodes new ranks are spread over those that the cluster has; a node that is lost is started again if
+        ranks on it stay.
+
+        Args:
+            num_ranks: World size.
+            mesh: Axis names and sizes; by default the first axis grows or shrinks.
+            on_stage: Called with words whenever something has been done.
+            launcher_options: Of more nodes, for example ``hosts="n3"``: not yet.
+
+        Returns:
+            How long it took, what was run on new ranks, and which names they lack.
+
+        Raises:
+            OptionError: A number that cannot be, or that the cluster has already.
+            MeshError: The mesh does not fit the number of ranks.
+            CellInterrupted: Ctrl-C was pressed; the text says which size the cluster has.
+            ClusterStateError: A rank is busy.
+            LaunchError: A new rank did not start; the cluster has its old size.
+        """
+        self._running_node()
+        if launcher_options:
+            given = ", ".join(f"{name}={value!r}" for name, value in launcher_options.items())
+            msg = (
+                f"scale() cannot start more nodes yet ({given}); it spreads ranks over the nodes that the cluster has: "
+                "leave that out, or start another cluster on all nodes"
+            )
+            raise OptionError(msg)
+        resized = self._resized(num_ranks, mesh)
+        tell = on_stage or (lambda _: None)
+        placed = placement.resized(self._submitter.placement, num_ranks)
+        notices = scaling.check_room(self._submitter, resized, placed)
+        return self._do(lambda: self._submitter.scale(resized, placed, tell=tell, notices=notices))
+
+    def _resized(self, num_ranks: int, mesh: str | None) -> MeshSpec:
+        given: object = num_ranks
+        if not isinstance(given, int) or isinstance(given, bool) or given < 1:
+            msg = f"a cluster has at least 1 rank, not {given!r:.80}; for example  cluster.scale(4)"
+            raise OptionError(msg)
+        resized = self.mesh.resized(num_ranks) if mesh is None else MeshSpec.for_world(num_ranks, mesh)
+        if resized == self.mesh:
+            dead = "; replace those that ended:  %hpc restart-rank" if self._submitter.roster.dead else ""
+            msg = f"the cluster has {num_ranks} rank{'' if num_ranks == 1 else 's'} and mesh {resized} already{dead}"
+            raise OptionError(msg)
+        return resized
+
     def debug(self, rank: int, *, ask: Callable[[str], str] | None = None, view: CellView | None = None) -> CellResult:
         """Open pdb on the last failure of a rank, at its innermost frame; returns when it has been left.
 
@@ -748,6 +819,39 @@ class Cluster:
         if len(self._client.ids) < len(self.alive):  # a rank was replaced, and the news is on its way to the client
             self._client.wait_for_engines(len(self.alive), timeout=30)
         return self._client
+
+    def dask_client(self, *, num_threads: int = 1) -> distributed.Client:
+        """A Dask client whose workers are the ranks: tasks run in their processes, beside cells.
+
+        The worker of a rank has the rank's number for its name. The scheduler is in this process and ends with
+        :meth:`stop`, :meth:`detach` and :meth:`stop_dask`. Asked again, it is the same client, and ranks that were
+        replaced meanwhile become workers.
+
+        Args:
+            num_threads: So many tasks run on a rank at once.
+
+        Raises:
+            CellFailed: A rank cannot become a worker.
+            ClusterStateError: The cluster is not running, or a rank is busy.
+            OptionError: The ranks are workers already, with another number of threads.
+        """
+        node = self._running_node()
+        if self._dask is None or not self._dask.is_open:
+            self._dask = DaskOnRanks(node.spec.address, num_threads)
+        if lacking := self._dask.lacking(self.alive, num_threads):
+            try:
+                self.call(dask_on_ranks.START, *self._dask.ticket, on=str(lacking))
+            except BaseException:
+                self.stop_dask()
+                raise
+            self._dask.client.scheduler_info()  # so that it says how many workers it has
+        return self._dask.client
+
+    def stop_dask(self) -> None:
+        """Ranks are no workers of Dask any more; the client is closed. Does nothing if they were none."""
+        dask, self._dask = self._dask, None
+        if dask is not None:
+            dask.close()
 
 
 _latest: weakref.ref[Cluster] | None = None

@@ -35,6 +35,8 @@ _WANTED = {
 _LOOK_S, _EXPLAIN_S = 25.0, 12.0
 _INSTALL_S = 120.0
 _MOST_LINES = 15
+#: The check of nodes whose launcher cannot run anything there but agents.
+_UNSEEN = "look"
 
 
 def doctor(num_ranks: int | None = None, *, launcher: str = "local", install: bool = False, **options: Any) -> Report:
@@ -122,7 +124,7 @@ def _of_all(plan: Plan, seen: Seen) -> list[Check]:
         checks.append(problem.check or Check("start", where or "nodes", "fail", problem.reason))
     if not seen.is_possible:
         words = "nodes of this launcher can be looked at only once they have started"
-        checks.append(Check("nodes", "nodes", "ok", words))
+        checks.append(Check(_UNSEEN, "nodes", "ok", words))
     checks += of_peers(seen.facts, _ports())
     most = max(plan.layout)
     for where, facts in seen.facts.items():
@@ -190,7 +192,9 @@ def explained(error: LaunchError, plan: Plan, nodes: Nodes | None, node: Node | 
     failed = [check for check in checks if check.level == "fail"]
     said = failed or [check for check in checks if check.level == "warn"]
     lines = [str(error), *(f"  {line}" for line in lines_of(said))]
-    if not said:
+    if not said and any(check.name == _UNSEEN for check in checks):
+        lines.append("  this machine is well; nodes of this launcher cannot be looked at")
+    elif not said:
         lines.append("  all checks of  %hpc doctor  are well, so it is none of those")
     where, log = _first_log(checks, failed)
     if not log and nodes is None and node is not None:

@@ -56,6 +56,8 @@ class Nodes:
                 self._folders[message.node] = message.host, RunFolder(Path(message.folder))
             case m.NodeLost():
                 self._here.discard(message.node)
+            case m.Scaled():
+                self._ranks = [RankSet(ranks) for ranks in message.placement]
 
     def flood(self, cell: int, rank: int) -> str:
         """File with the whole output of a rank, where it was cut: ``n2:/tmp/...``, as scp takes it."""

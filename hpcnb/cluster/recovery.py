@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING
 from hpcnb.cluster import waiting
 from hpcnb.cluster.roster import still_run
 from hpcnb.core import messages as m
-from hpcnb.core.errors import CellFailed, CellInterrupted, ClusterStateError, OptionError
+from hpcnb.core.errors import CellFailed, CellInterrupted, ClusterStateError, LaunchError, OptionError
 from hpcnb.core.ranks import RankSet
 
 if TYPE_CHECKING:
     from hpcnb.cluster.result import CellResult
     from hpcnb.cluster.submission import Submitter
 
-__all__ = ["Restarted", "built", "mend", "rebuild", "restart"]
+__all__ = [
+    "Holdings", "Restarted", "built", "holdings", "lost_names", "mend", "raise_for_errors", "rebuild", "replay",
+    "restart",
+]  # fmt: skip
 
 #: Idle ranks build groups within milliseconds; then something is wrong.
 _REBUILD_S = 10.0
@@ -38,7 +41,7 @@ async def rebuild(submitter: Submitter, ranks: RankSet, dead: RankSet) -> tuple[
         ClusterStateError: A rank is busy, or ended meanwhile.
         CellFailed: Building failed on a rank.
     """
-    held = await _holdings(submitter, ranks)
+    held = await holdings(submitter, ranks)
     generation = submitter.next_generation()
     result = await submitter.serve(
         lambda cell, on: m.Rebuild(cell, on, generation, dead, RankSet(), held.num_groups, held.partial),
@@ -47,11 +50,11 @@ async def rebuild(submitter: Submitter, ranks: RankSet, dead: RankSet) -> tuple[
         timeout_s=_REBUILD_S,
         needs=ranks,  # each waits for all others
     )
-    _raise_for_errors(result)
+    raise_for_errors(result)
     return generation, [f"{noticing.words()}: {notice}" for notice, noticing in result.notices.items()]
 
 
-def _raise_for_errors(result: CellResult) -> None:
+def raise_for_errors(result: CellResult) -> None:
     """As ``raise_for_errors``, but where a rank ended, the others were given up because of that."""
     if result.exit_details:
         ended = " and ".join(f"rank {rank} {how}" for rank, how in sorted(result.exit_details.items()))
@@ -72,18 +75,17 @@ async def mend(submitter: Submitter) -> tuple[bool, list[str]]:
         return False, [f"process groups are built again when {busy.words()} {verb} answered"]
     if not alive:
         return False, []
-    dead = RankSet.all(submitter.world_size) - alive
     began_s = time.perf_counter()
     try:
-        generation, notices = await rebuild(submitter, alive, dead)
+        generation, notices = await submitter.rebuild()
     except CellInterrupted:
         return False, ["building process groups again was interrupted; the next cell begins with it"]
     except waiting.TakenElsewhere:
         raise
-    except (CellFailed, ClusterStateError) as error:  # a rank died meanwhile
+    except (CellFailed, ClusterStateError, LaunchError) as error:  # a rank died meanwhile
         return False, [f"process groups could not be built again; type  %hpc recover  to try once more\n{error}"]
     how = f"(generation {generation}, {time.perf_counter() - began_s:.2f} s)"
-    return True, built(how, alive, dead) + notices
+    return True, built(how, submitter.alive, RankSet.all(submitter.world_size) - submitter.alive) + notices
 
 
 def built(how: str, alive: RankSet, dead: RankSet, new: RankSet | None = None) -> list[str]:
@@ -164,7 +166,7 @@ async def restart(submitter: Submitter, ranks: RankSet) -> Restarted:
         raise ClusterStateError(msg)
     began_s = time.perf_counter()
     await submitter.bring_back(ranks, timeout_s=_RESTART_S)
-    held = await _holdings(submitter, others)
+    held = await holdings(submitter, others)
     made = sorted(held.groups.items(), key=lambda group: (len(group[0]), group[0]))
     generation = submitter.next_generation()
     dead = RankSet.all(submitter.world_size) - submitter.alive - ranks
@@ -179,21 +181,21 @@ async def restart(submitter: Submitter, ranks: RankSet) -> Restarted:
                 timeout_s=_RESTART_S, needs=ranks | others,
             )  # fmt: skip
             if result.exit_details:  # then the new ones wait in vain as well
-                _raise_for_errors(result)
+                raise_for_errors(result)
         await waiting.await_ranks(inbox, ranks, timeout_s=_RESTART_S)
         if others:
-            _raise_for_errors(result)
+            raise_for_errors(result)
     took_s = time.perf_counter() - began_s
-    replayed, failed = await _replay(submitter, ranks)
+    replayed, failed = await replay(submitter, ranks)
     try:
-        lost = await _lost(submitter, others, ranks)
+        lost = await lost_names(submitter, others, ranks)
     except (CellInterrupted, ClusterStateError):  # an init cell was given up, or still runs: the ranks are there
         lost = ()
     return Restarted(ranks, took_s, tuple(replayed), failed, lost)
 
 
 @dataclass(frozen=True)
-class _Holdings:
+class Holdings:
     """What ranks have: number of groups counted, groups by name, those that some of their ranks lack, all names."""
 
     num_groups: int
@@ -202,11 +204,12 @@ class _Holdings:
     names: set[str]
 
 
-async def _holdings(submitter: Submitter, ranks: RankSet) -> _Holdings:
+async def holdings(submitter: Submitter, ranks: RankSet) -> Holdings:
+    """Ask these ranks."""
     if not ranks:
-        return _Holdings(0, {}, [], set())
+        return Holdings(0, {}, [], set())
     listed = await submitter.serve(m.ListGroups, ranks, label="list of groups", timeout_s=_REBUILD_S)
-    _raise_for_errors(listed)
+    raise_for_errors(listed)
     by_rank = listed.objects()
     groups = {name: members for _, known, _ in by_rank.values() for name, members in known}
     known_by = {rank: {name for name, _ in known} for rank, (_, known, _) in by_rank.items()}
@@ -214,10 +217,10 @@ async def _holdings(submitter: Submitter, ranks: RankSet) -> _Holdings:
     partial = [name for name, members in groups.items() if RankSet(members) & ranks != holders[name]]
     whole = {name: members for name, members in groups.items() if name not in partial}
     num_groups = max(counted for counted, *_ in by_rank.values())
-    return _Holdings(num_groups, whole, partial, {name for *_, names in by_rank.values() for name in names})
+    return Holdings(num_groups, whole, partial, {name for *_, names in by_rank.values() for name in names})
 
 
-async def _replay(submitter: Submitter, ranks: RankSet) -> tuple[list[str], dict[str, str]]:
+async def replay(submitter: Submitter, ranks: RankSet) -> tuple[list[str], dict[str, str]]:
     """Run the cells that were marked with --init on new ranks; labels of all, and problems of those that failed."""
     replayed: list[str] = []
     failed: dict[str, str] = {}
@@ -241,9 +244,9 @@ async def _replay(submitter: Submitter, ranks: RankSet) -> tuple[list[str], dict
     return replayed, failed
 
 
-async def _lost(submitter: Submitter, others: RankSet, ranks: RankSet) -> tuple[str, ...]:
+async def lost_names(submitter: Submitter, others: RankSet, ranks: RankSet) -> tuple[str, ...]:
     """Names of the others that the new ranks lack."""
     if not others or ranks - submitter.alive:
         return ()
-    theirs = await _holdings(submitter, others)
-    return tuple(sorted(theirs.names - (await _holdings(submitter, ranks)).names))
+    theirs = await holdings(submitter, others)
+    return tuple(sorted(theirs.names - (await holdings(submitter, ranks)).names))

@@ -14,8 +14,8 @@ __all__ = ["Roster", "still_run"]
 _RANK, _OK, _IS_BROKEN = (
     [each.name for each in dataclasses.fields(m.CellReply)].index(name) for name in ("rank", "ok", "is_broken")
 )
-#: What a notebook's Rebuild is called to the others, see CellBegan.
-_REBUILD = m.Rebuild.__name__.lower()
+#: What a notebook's orders to build groups again are called to the others, see CellBegan.
+_REBUILDS = (m.Rebuild.__name__.lower(), m.Scale.__name__.lower())
 
 
 def still_run(ranks: RankSet) -> str:
@@ -57,6 +57,17 @@ class Roster:
         self._theirs.clear()
         self._broken.clear()
         self._rebuilds.clear()
+
+    def resize(self, world_size: int) -> None:
+        """The cluster has another number of ranks; those that are new are dead until they are ready."""
+        self._joining |= set(range(self._world_size, world_size))
+        self._world_size = world_size
+        everybody = RankSet.all(world_size)
+        for known in (self._ready, self._exited, self._ours, self._theirs):
+            for rank in [rank for rank in known if rank not in everybody]:
+                known.pop(rank, None)
+        self._joining = {rank for rank in self._joining if rank in everybody}
+        self._broken = {rank for rank in self._broken if rank in everybody}
 
     @property
     def alive(self) -> RankSet:
@@ -102,12 +113,14 @@ class Roster:
     def hear(self, message: m.Message) -> None:
         """Something an agent said."""
         match message:
+            case m.Scaled():
+                self.resize(message.world_size)
             case m.RankReady():
                 self._ready[message.rank] = message
                 self._exited.pop(message.rank, None)
                 self._joining.discard(message.rank)
                 self._broken.discard(message.rank)
-            case m.RankExited() if not message.expected:
+            case m.RankExited() if not message.expected and message.rank < self._world_size:
                 self._exited[message.rank] = message
                 self._ours.pop(message.rank, None)
                 self._theirs.pop(message.rank, None)
@@ -115,7 +128,7 @@ class Roster:
                 self.take_back(message.cell)
                 for rank in message.ranks:
                     self._theirs[rank] = max(message.cell, self._theirs.get(rank, 0))
-                if message.label == _REBUILD:
+                if message.label in _REBUILDS:
                     self._rebuilds[message.cell] = message.ranks
             case m.CellRefused():
                 self.take_back(message.cell)

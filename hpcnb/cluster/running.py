@@ -36,6 +36,7 @@ _STARTING_S = 120.0
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,), "int": (int,), "float": (float, int), "bool": (bool,),
     "dict[str, str]": (dict,), "list[int]": (list,), "dict[str, Any]": (dict,),
+    "list[list[int]]": (list,),
 }  # fmt: skip
 
 

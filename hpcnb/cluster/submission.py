@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from hpcnb.cluster import recovery, waiting
+from hpcnb.cluster import recovery, scaling, waiting
 from hpcnb.cluster.cell_run import CellRun, CellView
 from hpcnb.cluster.history import History
 from hpcnb.cluster.inbox import Inbox
@@ -24,6 +24,7 @@ from hpcnb.cluster.roster import Roster, still_run
 from hpcnb.core import messages as m
 from hpcnb.core import watch
 from hpcnb.core.errors import CellFailed, CellInterrupted, ClusterStateError, LaunchError
+from hpcnb.core.mesh import MeshSpec
 from hpcnb.core.ranks import RankSet
 
 __all__ = ["Submitter"]
@@ -38,15 +39,16 @@ class Submitter:
     """The ranks of a cluster, as far as they run things.
 
     Args:
-        world_size: Number of ranks.
+        mesh: Axis names and sizes; its ranks are those of the cluster.
         node: Returns the node of the running cluster; raises ClusterStateError if it is not running.
         grace_s: Ranks that wait for others that will not come are released after so long.
         auto_restart: Replace ranks whose process ended when their cell is over.
     """
 
-    def __init__(self, world_size: int, node: Callable[[], Node], *, grace_s: float, auto_restart: bool) -> None:
-        self.world_size = world_size
-        self.roster = Roster(world_size)
+    def __init__(self, mesh: MeshSpec, node: Callable[[], Node], *, grace_s: float, auto_restart: bool) -> None:
+        self.mesh = mesh
+        self.placement: list[list[int]] = []  #: Ranks of each node, where there are many.
+        self.roster = Roster(mesh.num_ranks)
         self.inbox = Inbox()
         self.history = History(_KEPT_CELLS, _KEPT_BYTES)
         self.last_result: CellResult | None = None
@@ -63,12 +65,19 @@ class Submitter:
         self._rejoining: Inbox | None = None
         self._pressed = 0  # the cell that went on after Ctrl-C
 
-    def reset(self) -> None:
-        """The cluster starts anew."""
+    def reset(self, mesh: MeshSpec) -> None:
+        """The cluster starts anew, with these ranks."""
+        self.mesh = mesh
+        self.roster.resize(mesh.num_ranks)
         self.roster.clear()
         self.inbox = Inbox()
         self._generation = 0
         self._is_broken = False
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.mesh.num_ranks
 
     # --- messages (link thread) -----------------------------------------------------------------------------
 
@@ -78,6 +87,8 @@ class Submitter:
         self.roster.hear(message)
         if self.roster.num_rebuilt != num_rebuilt:
             self._is_broken = False  # another notebook has done it
+        if isinstance(message, m.Scaled):
+            self.mesh, self.placement = MeshSpec.parse(message.mesh), message.placement
         if isinstance(message, m.Welcome):
             self._generation = message.generation
             self._is_broken = message.is_broken
@@ -211,13 +222,22 @@ class Submitter:
     async def recover(self) -> int:
         """Build the groups of all ranks that live again; returns the new generation."""
         with self._present.mends():
-            generation, _ = await recovery.rebuild(self, self.roster.alive, self.roster.dead)
+            generation, _ = await self.rebuild()
         self._is_broken = False
         return generation
+
+    async def scale(
+        self, mesh: MeshSpec, placement: list[list[int]], *, tell: Callable[[str], None], notices: tuple[str, ...] = ()
+    ) -> scaling.Scaled:
+        """Give the cluster the ranks of ``mesh``; see :func:`hpcnb.cluster.scaling.scale`."""
+        with self._present.mends():
+            return await scaling.scale(self, mesh, placement, tell=tell, notices=notices)
 
     async def restart(self, ranks: RankSet) -> recovery.Restarted:
         """Replace ranks, dead or alive, by new processes."""
         with self._present.mends():
+            if self.describe()["is_half_scaled"]:
+                await scaling.settle(self)
             restarted = await recovery.restart(self, ranks)
         self._is_broken = False
         return restarted
@@ -300,6 +320,20 @@ class Submitter:
     ) -> CellResult:
         """Send a message of our own to ranks and wait; it is in no history. Given up if one of ``needs`` ends."""
         return (await self._on_ranks(make, ranks, timeout_s=timeout_s, label=label, needs=needs)).result
+
+    async def rebuild(self) -> tuple[int, list[str]]:
+        """Build the groups of all ranks that live again; returns the new generation, and what ranks have to say."""
+        if self.describe()["is_half_scaled"]:
+            return await scaling.settle(self)
+        return await recovery.rebuild(self, self.alive, self.roster.dead)
+
+    def mended(self) -> None:
+        """Groups are whole."""
+        self._is_broken = False
+
+    def resume(self) -> None:
+        """What Ctrl-C has stopped is undone: another press is for that."""
+        self._present.resume()
 
     async def bring_back(self, ranks: RankSet, *, timeout_s: float) -> None:
         """Start nodes again that are lost with some of these ranks; the ranks are not started by that."""

@@ -27,6 +27,7 @@ __all__ = [
     "Command",
     "TakenElsewhere",
     "await_began",
+    "await_gone",
     "await_mended",
     "await_ranks",
     "await_ready",
@@ -84,6 +85,10 @@ class Command:
             yield
         finally:
             self._is_mending = False
+
+    def resume(self) -> None:
+        """What was given up is undone: a press from now on is for that."""
+        self._is_pending = self.given_up = False
 
     def check(self) -> None:
         """Raise CellInterrupted if what is left of mending has been given up."""
@@ -202,6 +207,8 @@ def _lifecycle_events(message: m.Message | watch.Event) -> list[lifecycle.Event]
             event = lifecycle.StartFailure(message.why)
         case m.RankReady():
             event = lifecycle.RankIsReady(message.rank)
+        case m.Scaled():
+            event = lifecycle.Resized(message.world_size)
         case m.RankExited():
             event = lifecycle.RankEnded(message.rank, message.status, tuple(message.last_lines), message.how)
         case m.StartFailed():
@@ -249,6 +256,17 @@ async def await_ranks(inbox: Inbox, ranks: RankSet, *, timeout_s: float) -> None
         elif time.monotonic() > deadline_s:
             msg = f"{missing.words()} not ready after {timeout_s:.0f} s; type  %hpc logs {missing.first()}"
             raise LaunchError(msg)
+
+
+async def await_gone(inbox: Inbox, ranks: RankSet, *, timeout_s: float) -> None:
+    """Wait until ranks have ended that were told to, but not for long: their agent sees to it."""
+    deadline_s = time.monotonic() + timeout_s
+    while ranks and time.monotonic() < deadline_s:
+        message = await inbox.next(_TICK_S)
+        if isinstance(message, m.RankExited):
+            ranks -= RankSet([message.rank])
+        elif isinstance(message, watch.LetGo | m.Farewell):
+            return
 
 
 async def await_mended(inbox: Inbox, has_been: Callable[[], bool], is_incomplete: Callable[[], bool]) -> bool:

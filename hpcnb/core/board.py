@@ -1,7 +1,8 @@
 """Shared memory of one node: what its ranks tell each other and the agent without a message.
 
-One anonymous mapping, made before the first fork, so that it has no name and every process of the node has it. A
-region per local rank, which that rank alone writes::
+One anonymous mapping, made before the first fork, so that it has no name and every process of the node has it. It has
+room for ranks that come later: pages that nobody has written to take no memory. A region per local rank, which that
+rank alone writes::
 
     0              the span ring, see spans.py
     RING_BYTES     activity: what the main thread runs, and at which step boundary it is
@@ -24,6 +25,7 @@ import struct
 from enum import IntEnum
 from typing import NamedTuple
 
+from hpcnb.core.ranks import RankSet
 from hpcnb.core.spans import HEADER_BYTES, ring_bytes
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "message_key",
     "new_board",
     "number_of",
+    "room_for",
     "stamp",
 ]
 
@@ -53,6 +56,8 @@ HISTORY = 64
 ANYBODY = -2
 #: Process groups plus peers and tags (point-to-point) of a rank that are watched.
 NUM_CHANNELS = 256
+#: A node has room for so many ranks, or for so many times those that it begins with.
+_ROOM, _ROOM_TIMES = 64, 4
 
 _RING_BYTES = ring_bytes(NUM_SLOTS)
 #: words: activity and flags, cell, boundary reached, passed
@@ -142,6 +147,11 @@ def message_key(group: int | str, sender: int, receiver: int, tag: int) -> int:
     return channel_key("messages", group, sender, receiver, tag)
 
 
+def room_for(num_ranks: int) -> int:
+    """How many ranks a node can have that begins with ``num_ranks``: a mapping cannot grow where it is in use."""
+    return max(_ROOM, _ROOM_TIMES * num_ranks)
+
+
 def new_board(num_ranks: int) -> mmap.mmap:
     """Memory for a board; processes forked from now on share it."""
     return mmap.mmap(-1, _HEAD_BYTES + num_ranks * _REGION_BYTES)
@@ -152,24 +162,43 @@ class Board:
 
     Args:
         memory: From :func:`new_board`.
-        first_rank: Global rank of the first region.
+        ranks: Of this node: their regions follow each other.
     """
 
-    def __init__(self, memory: mmap.mmap, first_rank: int) -> None:
+    def __init__(self, memory: mmap.mmap, ranks: RankSet) -> None:
+        self._memory = memory
         self._view = memoryview(memory)
         # what is read while it is written is written word by word: struct packs byte by byte
         self._stop = self._view[:12].cast("I")  # boundary to stop at, state, cell
         self._activities: dict[int, memoryview] = {}
-        self._first_rank = first_rank
-        self.num_ranks = (len(memory) - _HEAD_BYTES) // _REGION_BYTES
+        self.seat(ranks)
+
+    @property
+    def room(self) -> int:
+        """How many ranks the node can have."""
+        return (len(self._view) - _HEAD_BYTES) // _REGION_BYTES
+
+    def seat(self, ranks: RankSet) -> None:
+        """The node has these ranks from now on. Those that it had and has still, the lowest, keep their places."""
+        self._places = {rank: place for place, rank in enumerate(ranks)}
+        self._activities.clear()
+
+    def place(self, rank: int) -> int:
+        """Which region is the rank's."""
+        return self._places[rank]
+
+    def free(self, place: int) -> None:
+        """Give the memory of a region back: the process that wrote it has ended."""
+        # a hole in the file behind the mapping, which is one file for all processes that have it
+        self._memory.madvise(mmap.MADV_REMOVE, _HEAD_BYTES + place * _REGION_BYTES, _REGION_BYTES)
 
     def _region(self, rank: int) -> memoryview:
-        start = _HEAD_BYTES + (rank - self._first_rank) * _REGION_BYTES
+        start = _HEAD_BYTES + self._places[rank] * _REGION_BYTES
         return self._view[start : start + _REGION_BYTES]
 
     def holds(self, rank: int) -> bool:
         """Whether this rank is on this node."""
-        return self._first_rank <= rank < self._first_rank + self.num_ranks
+        return rank in self._places
 
     def ring(self, rank: int) -> memoryview:
         """Memory of the rank's span ring."""

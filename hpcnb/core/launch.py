@@ -81,6 +81,10 @@ class AgentSpec:
         launcher: Who started the nodes, and its options: to start one of them again.
         launcher_options: Numbers and texts, and lists of these.
         is_late: Of a node: its ranks are not forked before they are asked for, since others run already.
+        placement: Of a cluster of many nodes that has been scaled: the ranks of each, instead of ``layout``.
+        groups_before_mesh: How many process groups had been made when the mesh was.
+        carrier_pid: Of a node: the process that started it and that it does not outlive; 0 if there is none.
+        carrier: What that process is, in words.
     """
 
     cluster_name: str
@@ -120,10 +124,16 @@ class AgentSpec:
     launcher: str = "local"
     launcher_options: dict[str, Any] = field(default_factory=dict)
     is_late: bool = False
+    placement: list[list[int]] = field(default_factory=list)
+    groups_before_mesh: int = 0
+    carrier_pid: int = 0
+    carrier: str = ""
 
     @property
     def ranks_of_nodes(self) -> list[RankSet]:
         """Of each node of the layout, its ranks."""
+        if self.placement:
+            return [RankSet(ranks) for ranks in self.placement]
         firsts = [sum(self.layout[:node]) for node in range(len(self.layout))]
         return [RankSet(range(first, first + count)) for first, count in zip(firsts, self.layout, strict=True)]
 
@@ -131,6 +141,21 @@ class AgentSpec:
     def tree(self) -> Tree:
         """Who is below whom."""
         return Tree(len(self.layout), self.fanout)
+
+    @property
+    def own_ranks(self) -> RankSet:
+        """The ranks of this node; the local rank of each is its place among them."""
+        if self.is_node and self.placement:
+            return RankSet(self.placement[self.node])
+        return RankSet(range(self.first_rank, self.first_rank + self.num_ranks))
+
+    def scaled(self, world_size: int, mesh: str, placement: list[list[int]], *, groups_before_mesh: int) -> AgentSpec:
+        """The same for another number of ranks."""
+        num_ranks = len(placement[self.node]) if self.is_node else 0 if self.is_head else world_size
+        return dataclasses.replace(
+            self, world_size=world_size, num_ranks=num_ranks, mesh=mesh, placement=placement,
+            layout=[len(ranks) for ranks in placement], groups_before_mesh=groups_before_mesh,
+        )  # fmt: skip
 
     @property
     def is_head(self) -> bool:
@@ -147,6 +172,13 @@ class AgentSpec:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             json.dump(dataclasses.asdict(self), file)
+
+    def save_again(self, path: Path) -> None:
+        """Write it in the place of an earlier one; who reads meanwhile has one or the other."""
+        fresh = path.with_suffix(".new")
+        fresh.unlink(missing_ok=True)
+        self.save(fresh)
+        fresh.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> AgentSpec:
@@ -325,3 +357,11 @@ class RunFolder:
     def connection_file(self, side: str) -> Path:
         """Connection file of our own ipyparallel controller for ``client`` or ``engine``."""
         return self.profile / "security" / f"ipcontroller-hpcnb-{side}.json"
+
+    @property
+    def has_controller(self) -> bool:
+        """Whether the controller has written what engines read; it makes the file first, and fills it then."""
+        try:
+            return self.connection_file("engine").stat().st_size > 0
+        except FileNotFoundError:
+            return False

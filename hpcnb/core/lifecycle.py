@@ -21,6 +21,7 @@ __all__ = [
     "RankIsReady",
     "Ready",
     "Refusal",
+    "Resized",
     "StageEnded",
     "StartFailure",
     "Tell",
@@ -71,6 +72,13 @@ class RankIsReady:
 
 
 @dataclass(frozen=True)
+class Resized:
+    """The cluster has another number of ranks."""
+
+    world_size: int
+
+
+@dataclass(frozen=True)
 class RankEnded:
     """A rank's process ended: its status as in ``Popen.returncode``, its last lines, and how, where no status tells."""
 
@@ -112,6 +120,7 @@ Event = (
     | Refusal
     | StageEnded
     | RankIsReady
+    | Resized
     | RankEnded
     | StartFailure
     | AgentEnded
@@ -170,6 +179,14 @@ def advance(state: Lifecycle, event: Event) -> tuple[Lifecycle, list[Action]]:  
     if isinstance(event, RankEnded):
         rank = RankSet([event.rank])
         state = replace(state, ended=state.ended | rank, ready=state.ready - rank)
+    if isinstance(event, Resized):
+        everybody = RankSet.all(event.world_size)
+        state = replace(
+            state, world_size=event.world_size, ready=state.ready & everybody, ended=state.ended & everybody
+        )
+        if state.phase == "starting" and state.ready == everybody:
+            return replace(state, phase="running"), [Ready()]
+        return state, []
     if state.phase != "starting":
         return state, []
     if isinstance(event, Linked):

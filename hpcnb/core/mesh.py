@@ -85,6 +85,23 @@ class MeshSpec:
             raise MeshError(msg)
         return mesh
 
+    def resized(self, num_ranks: int) -> MeshSpec:
+        """The same axes over another number of ranks: the first one grows or shrinks.
+
+        Raises:
+            MeshError: The other axes do not divide that number.
+        """
+        rest = math.prod(self.sizes[1:])
+        if num_ranks % rest == 0:
+            return MeshSpec(self.axes, (num_ranks // rest, *self.sizes[1:]))
+        below, example = num_ranks // rest * rest, MeshSpec(self.axes, (num_ranks, *[1] * (len(self.axes) - 1)))
+        fitting = " and ".join(str(each) for each in (below, below + rest) if each)
+        msg = (
+            f"mesh {self} cannot have {num_ranks} ranks by growing or shrinking its first axis {self.axes[0]}; "
+            f"{fitting} fit, or name all sizes:  %hpc scale {num_ranks} --mesh {example}"
+        )
+        raise MeshError(msg)
+
     @property
     def num_ranks(self) -> int:
         """Product of the sizes."""

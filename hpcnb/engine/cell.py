@@ -28,14 +28,16 @@ from hpcnb.core.messages import (
     Rebuild,
     Recording,
     RunCell,
+    Scale,
 )
-from hpcnb.engine import failure, groups, replicas, wrappers
+from hpcnb.engine import failure, groups, replicas, scaling, wrappers
 from hpcnb.engine.display import LastValue, LinkDisplay
 from hpcnb.engine.source import CellSource, ends_with_semicolon
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
+    from hpcnb.core.board import Board
     from hpcnb.engine.boundary import Boundary
     from hpcnb.engine.debugger import Debugger
     from hpcnb.engine.guard import Guard
@@ -65,6 +67,7 @@ class CellRunner:
         interrupts: Of this rank.
         names: What every cell finds in its namespace: rank, world_size, local_rank, device, mesh, hpc.
         debugger: Of this rank.
+        board: Of the node.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a rank is made of, made in main.py
@@ -79,6 +82,7 @@ class CellRunner:
         interrupts: Interrupts,
         names: dict[str, Any],
         debugger: Debugger,
+        board: Board,
     ) -> None:
         self._rank = rank
         self._shell = shell
@@ -90,6 +94,7 @@ class CellRunner:
         self._interrupts = interrupts
         self._names = names
         self._debugger = debugger
+        self._board = board
         self._rebound: set[str] = set()
         self._reader = FrameReader()
         self._queue: deque[Message] = deque()
@@ -122,6 +127,8 @@ class CellRunner:
                 self._run(message.cell, lambda message=message: self._call(message))  # type: ignore[misc]
             elif isinstance(message, Rebuild):
                 self._run(message.cell, lambda message=message: self._rebuild(message))  # type: ignore[misc]
+            elif isinstance(message, Scale):
+                self._run(message.cell, lambda message=message: self._scale(message))  # type: ignore[misc]
             elif isinstance(message, ListGroups):
                 self._run(message.cell, self._list_groups)
             elif isinstance(message, Debug):
@@ -299,6 +306,16 @@ class CellRunner:
         count = groups.rebuild_groups(message)
         # on all ranks, also on one that was not released: wrappers must agree on where they are
         notices = wrappers.make_ready(self._shell.user_ns)
+        return _Outcome(text=str(count), has_value=True, notices=tuple(notices))
+
+    def _scale(self, message: Scale) -> _Outcome:
+        count, mesh = scaling.scale(message, self._rank, self._board, self._guard, self._names["hpc"])
+        namespace = self._shell.user_ns
+        for name, value in {"world_size": message.world_size, "mesh": mesh}.items():
+            if namespace.get(name) is self._names[name]:  # else the user's own, which is kept
+                namespace[name] = value
+            self._names[name] = value
+        notices = wrappers.make_ready(namespace)
         return _Outcome(text=str(count), has_value=True, notices=tuple(notices))
 
     def _list_groups(self) -> _Outcome:

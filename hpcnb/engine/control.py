@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hpcnb.core.messages import InputReply, InterruptCell, LookAtRank, Message, ReleaseRank, Seen, Shutdown
+from hpcnb.core.messages import InputReply, InterruptCell, LeaveRank, LookAtRank, Message, ReleaseRank, Seen, Shutdown
 from hpcnb.engine import groups
 from hpcnb.engine.failure import is_ours
 from hpcnb.engine.recorder import CELL_FILE_PREFIX
@@ -39,6 +39,7 @@ class Control:
         prompter: Of this rank.
         current_cell: Number of the cell that runs; 0 if none.
         end: Ends the rank.
+        leave: Ends it while the cluster goes on.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Control:
         *,
         current_cell: Callable[[], int],
         end: Callable[[], None],
+        leave: Callable[[], None],
     ) -> None:
         self._rank = rank
         self._link = link
@@ -59,6 +61,7 @@ class Control:
         self._prompter = prompter
         self._current_cell = current_cell
         self._end = end
+        self._leave = leave
         self._main_thread = threading.main_thread().ident or 0
 
     def hear(self, message: Message) -> None:
@@ -78,6 +81,8 @@ class Control:
             self._link.send(Seen(message.cell, self._rank, self._frames(), groups.moved_bytes()))
         elif isinstance(message, Shutdown):
             self._end()
+        elif isinstance(message, LeaveRank):
+            self._leave()
 
     def _frames(self) -> list[Any]:
         """Frames of the main thread from its cell inwards, without ours, innermost last."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import gc
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
 from hpcnb.core.board import number_of
-from hpcnb.core.messages import Rebuild
+from hpcnb.core.messages import Rebuild, Scale
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.spans import Kind
 from hpcnb.engine import devices, sockets
@@ -27,7 +28,13 @@ if TYPE_CHECKING:
 #: Waits whose connections have been shut end within so long, unless gloo has forgotten them; looked at so often.
 _FORGOTTEN_S, _LOOK_S = 1.0, 0.02
 
-__all__ = ["list_groups", "make_groups", "moved_bytes", "rebuild_groups", "register", "release_groups"]
+__all__ = [
+    "list_groups", "make_groups", "making_alone", "moved_bytes", "place_of", "rebuild_groups", "register",
+    "release_groups",
+]  # fmt: skip
+
+#: Instead of the number of a group that has a hash for a name: it comes after all others.
+_HASHED = 1 << 62
 
 
 def register(recorder: Recorder, guard: Guard) -> None:
@@ -54,8 +61,9 @@ def _make_group(options: Any, recorder: Recorder, guard: Guard) -> HpcnbProcessG
     """
     arguments = (options.store, options.group_rank, options.group_size, options.timeout)
     members = list(options.global_ranks_in_group)
-    if not recorder.cell or not members:  # before the first cell; a process that takes a rank's place makes them alone
-        return HpcnbProcessGroup(*arguments)
+    # before the first cell; a process that takes a rank's place makes them alone, as all do when a mesh is made anew
+    if not recorder.cell or not members or _modes:
+        return HpcnbProcessGroup(*arguments, is_hollow=any(_modes))
     channel = guard.making(members)
     signature = guard.signature("new_group", [], (f"named {str(options.group_id)[:8]}",))
     line, source = recorder.place(2)
@@ -106,7 +114,13 @@ def _living() -> list[HpcnbProcessGroup]:
     made in any order, and a new process makes last.
     """
     known = [group for group in list(c10d._world.pg_map) if isinstance(group, HpcnbProcessGroup)]
-    return sorted(known, key=lambda group: (len(str(group.group_name)), str(group.group_name)))
+    living = [group for group in known if not group.is_given_up]
+    return sorted(living, key=lambda group: (place_of(str(group.group_name)), str(group.group_name)))
+
+
+def place_of(name: str) -> int:
+    """Place of a group in the order in which ranks build them."""
+    return int(name) if name.isdecimal() else _HASHED
 
 
 def release_groups() -> Callable[[], None]:
@@ -165,7 +179,20 @@ def make_groups(groups: list[tuple[str, list[int]]], num_groups: int, rank: int)
     c10d._world.group_count = max(num_groups, c10d._world.group_count)
 
 
-def _make_named(name: str, members: list[int]) -> None:
+def make_kept(members: list[int], order: Scale) -> HpcnbProcessGroup:
+    """A group of the ranks that were all ranks, for what goes on with them; given up if some of them are gone.
+
+    Its name is the last number before those of the new mesh: who is new has left it out as well.
+    """
+    gone = RankSet(members) - order.ranks
+    with _making(is_hollow=bool(gone)):
+        group = _make_named(str(order.num_groups - 1), members)
+    if gone:
+        group.give_up(gone, order.world_size)
+    return group
+
+
+def _make_named(name: str, members: list[int]) -> HpcnbProcessGroup:
     # new_group takes no name: it counts, or hashes what this process holds; the rest is as there
     default = c10d._get_default_group()
     known: Any = c10d._world.pg_map[default]  # names and backends have types of their own, which older releases lack
@@ -176,13 +203,33 @@ def _make_named(name: str, members: list[int]) -> None:
         timeout=c10d._get_default_timeout(backend),
     )  # fmt: skip
     c10d._world.pg_group_ranks[group] = {rank: index for index, rank in enumerate(members)}
+    made: HpcnbProcessGroup = group
+    return made
 
 
-def rebuild_groups(order: Rebuild) -> int:
+@contextlib.contextmanager
+def _making(*, is_hollow: bool) -> Iterator[None]:
+    _modes.append(is_hollow)
+    try:
+        yield
+    finally:
+        _modes.pop()
+
+
+def making_alone() -> contextlib.AbstractContextManager[None]:
+    """Groups that are made in the body are waited for without a word to who watches: who joins may run no cell."""
+    return _making(is_hollow=False)
+
+
+_modes: list[bool] = []
+
+
+def rebuild_groups(order: Rebuild | Scale, *, between: Callable[[], None] | None = None) -> int:
     """Replace the connections of all living groups of this rank, in the same order everywhere.
 
     Args:
         order: The new generation, and which groups stay without connections.
+        between: Called when those that have a number are built: what it makes has a higher one.
 
     Ranks: collective over all ranks; returns the number of groups that were rebuilt.
     Blocks: until all ranks of each group are there.
@@ -196,8 +243,12 @@ def rebuild_groups(order: Rebuild) -> int:
     c10d._world.group_count = max(order.num_groups, c10d._world.group_count)
     groups: list[HpcnbProcessGroup] = _living()
     before: list[Any] = []
+    numbered = [group for group in groups if place_of(str(group.group_name)) < _HASHED]
     try:
-        before.extend(group.rebuild(order) for group in groups)
+        before.extend(group.rebuild(order) for group in numbered)
+        if between is not None:
+            between()
+        before.extend(group.rebuild(order) for group in groups[len(numbered) :])
     except BaseException as error:
         guard.break_groups(f"building groups again failed: {error}")
         raise

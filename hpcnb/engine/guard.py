@@ -424,6 +424,16 @@ class Guard:
                 self.mismatch = mismatch
                 self.broken = reason
 
+    def reseat(self, ranks: RankSet, resized: str) -> None:
+        """These are all ranks from now on; the group ``resized`` begins anew, and those with other ranks are over."""
+        self._readers = {rank: reader for rank, reader in self._readers.items() if rank in ranks}
+        for key, channel in list(self._channels.items()):
+            if channel.members - ranks or channel.group == resized:
+                if channel.at >= 0:
+                    self._own.close(channel.at)
+                channel.at = -1
+                del self._channels[key]
+
     def mend(self, generation: int) -> None:
         """Groups are about to be built again under a new generation."""
         self.broken = ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,9 +18,13 @@ from ipyparallel.engine.kernel import IPythonParallelKernel
 from traitlets import Bool, Instance, Type
 
 from hpcnb.core.board import Activity
+from hpcnb.core.launch import RunFolder
 from hpcnb.engine.boundary import Boundary
 
 __all__ = ["Engine"]
+
+#: zmq sends from a thread of its own, which ends with the process: what was sent has left after so long.
+_SENT_S = 0.05
 
 
 class _PythonStream(OutStream):
@@ -68,6 +73,7 @@ class Engine(ipp_engine.IPEngine):
     out_stream_factory = Type(_PythonStream, allow_none=True)
     boundary = Instance(Boundary)
     is_replacement = Bool(False)
+    folder = Instance(RunFolder)
     #: Called once, on the event loop, when the engine is registered; it may replace the standard streams.
     when_registered: Callable[[], None]
 
@@ -83,6 +89,11 @@ class Engine(ipp_engine.IPEngine):
 
             self.session.send = after_unregistering
         await super().register()
+
+    def unregister(self) -> None:
+        """Tell the controller that this engine ends; it would notice after some seconds."""
+        self.session.send(self.registrar, "unregistration_request", content={"id": self.id})
+        time.sleep(_SENT_S)
 
     async def complete_registration(self, *args: Any) -> None:
         ipp_engine.Kernel = _Kernel  # the class is no option of the engine

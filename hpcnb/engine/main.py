@@ -15,21 +15,20 @@ import sys
 import threading
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from IPython.core import page
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from hpcnb.core.board import NUM_SLOTS, Board
 from hpcnb.core.launch import STACK_SIGNAL, AgentSpec, RunFolder
-from hpcnb.core.mesh import MeshSpec
 from hpcnb.core.messages import RankReady
+from hpcnb.core.ranks import RankSet
 from hpcnb.core.spans import RingWriter
 from hpcnb.core.version import __version__
-from hpcnb.engine import devices, groups, process_group
+from hpcnb.engine import devices, groups, process_group, scaling
 from hpcnb.engine.boundary import Boundary
 from hpcnb.engine.cell import CellRunner
 from hpcnb.engine.control import Control
@@ -44,6 +43,9 @@ from hpcnb.engine.prompter import Prompter
 from hpcnb.engine.recorder import Recorder
 from hpcnb.engine.streams import LinkStream
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
 __all__ = ["RankSeat", "run_rank"]
 
 #: Nothing gives up by itself: the watch tells a hang from patience, and a person may think in a debugger.
@@ -55,13 +57,21 @@ class RankSeat:
     """Which rank a process is, and where its rendezvous is."""
 
     rank: int
-    local_rank: int
     store_host: str
     store_port: int
     generation: int
+    world_size: int
+    mesh: str
+    local_ranks: list[int]  # of this node
+    groups_before_mesh: int = 0  # that torch had counted when the mesh was made
     is_replacement: bool = False
     groups: tuple[tuple[str, list[int]], ...] = ()  # that cells have made before this process was there
     num_groups: int = 0
+
+    @property
+    def local_rank(self) -> int:
+        """Rank on this node."""
+        return self.local_ranks.index(self.rank)
 
 
 def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder, memory: mmap.mmap) -> None:
@@ -69,7 +79,7 @@ def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder, memory: mmap.mm
 
     Args:
         seat: Which rank.
-        spec: Of the cluster.
+        spec: Of the cluster as it was started; how many ranks it has now, the seat says.
         folder: Of the cluster.
         memory: The node's board.
     """
@@ -77,24 +87,24 @@ def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder, memory: mmap.mm
     interrupts = Interrupts()
     interrupts.install()
     os.setsid()  # a group of its own: what a cell starts can be ended with its rank
-    board = Board(memory, spec.first_rank)
+    board = Board(memory, RankSet(seat.local_ranks))
     board.clear(seat.rank)
     ring = RingWriter(board.ring(seat.rank), NUM_SLOTS)
     link = _connect(seat, folder, interrupts)
     _seed(seat.rank)
-    _prepare_interpreter(seat, spec)
+    _prepare_interpreter(seat)
     torch.set_num_threads(spec.threads_per_rank)
     recorder = Recorder(ring, enabled=spec.record)
     device = devices.select_device(seat.local_rank)
     guard = Guard(board, seat.rank, ring, link.send)
     guard.mend(seat.generation)
     boundary = Boundary(board, seat.rank)
-    mesh = _join_group(seat, spec, device, recorder, guard)
-    hpc = Hpc(seat.rank, spec.world_size, seat.local_rank, device, mesh, recorder, link, boundary)
+    mesh = _join_group(seat, device, recorder, guard)
+    hpc = Hpc(seat.rank, seat.world_size, seat.local_rank, device, mesh, recorder, link, boundary)
     hpc._is_replacement = hpc._wants_rng = seat.is_replacement
     names = {
         "rank": seat.rank,
-        "world_size": spec.world_size,
+        "world_size": seat.world_size,
         "local_rank": seat.local_rank,
         "device": device,
         "mesh": mesh,
@@ -103,6 +113,7 @@ def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder, memory: mmap.mm
     engine = Engine.instance(
         boundary=boundary,
         is_replacement=seat.is_replacement,
+        folder=folder,
         id=seat.rank,
         enable_nanny=False,  # a second process per rank; the agent does its work
         max_heartbeat_misses=0,  # the agent tells when the cluster ends
@@ -125,14 +136,14 @@ def run_rank(seat: RankSeat, spec: AgentSpec, folder: RunFolder, memory: mmap.mm
         debugger = Debugger(seat.rank, link, prompter, streams[0], lambda: recorder.cell)
         debugger.install()
         runner = CellRunner(
-            seat.rank, engine.kernel.shell, link, streams, recorder, guard, boundary, interrupts, names, debugger
+            seat.rank, engine.kernel.shell, link, streams, recorder, guard, boundary, interrupts, names, debugger, board
         )
         interrupts.install()  # the engine ignores SIGINT from here on; cells shall not
         loop = engine.loop.asyncio_loop
         loop.add_reader(link.cells, runner.on_readable)
         control = Control(
             seat.rank, link, guard, interrupts, prompter, current_cell=lambda: recorder.cell,
-            end=lambda: engine.loop.add_callback(_end),
+            end=lambda: engine.loop.add_callback(_end), leave=lambda: engine.loop.add_callback(_leave, engine),
         )  # fmt: skip
         link.start(control.hear, lambda: os._exit(1))
         link.send(
@@ -156,6 +167,12 @@ def _end() -> None:
         sys.stderr.flush()
     finally:
         os._exit(0)
+
+
+def _leave(engine: Engine) -> None:
+    """End the process of a rank that the cluster goes on without."""
+    engine.unregister()
+    _end()
 
 
 def _connect(seat: RankSeat, folder: RunFolder, interrupts: Interrupts) -> RankLink:
@@ -186,7 +203,7 @@ def _seed(rank: int) -> None:
     torch.manual_seed(seed)
 
 
-def _join_group(seat: RankSeat, spec: AgentSpec, device: torch.device, recorder: Recorder, guard: Guard) -> DeviceMesh:
+def _join_group(seat: RankSeat, device: torch.device, recorder: Recorder, guard: Guard) -> DeviceMesh:
     """Join the process group; returns the mesh."""
     groups.register(recorder, guard)
     recorder.enabled, wanted = False, recorder.enabled
@@ -197,25 +214,22 @@ def _join_group(seat: RankSeat, spec: AgentSpec, device: torch.device, recorder:
         process_group.BACKEND,
         store=guard.store,
         rank=seat.rank,
-        world_size=spec.world_size,
+        world_size=seat.world_size,
         timeout=_TIMEOUT,
     )
-    mesh_spec = MeshSpec.parse(spec.mesh)
-    mesh = init_device_mesh(device.type, mesh_spec.sizes, mesh_dim_names=mesh_spec.axes)
+    earlier = [group for group in seat.groups if groups.place_of(group[0]) < seat.groups_before_mesh]
+    groups.make_groups(earlier, seat.groups_before_mesh, seat.rank)  # in the order in which others build them
+    mesh = scaling.make_mesh(device.type, seat.mesh)
     groups.make_groups(list(seat.groups), seat.num_groups, seat.rank)
     recorder.enabled = wanted
     return mesh
 
 
-def _prepare_interpreter(seat: RankSeat, spec: AgentSpec) -> None:
+def _prepare_interpreter(seat: RankSeat) -> None:
     """What code on a rank expects of its process, and what it cannot have."""
     # as torchrun names them
-    os.environ.update(
-        RANK=str(seat.rank),
-        LOCAL_RANK=str(seat.local_rank),
-        WORLD_SIZE=str(spec.world_size),
-        LOCAL_WORLD_SIZE=str(spec.num_ranks),
-    )
+    os.environ.update(RANK=str(seat.rank), LOCAL_RANK=str(seat.local_rank))
+    scaling.tell_environment(seat.world_size, len(seat.local_ranks))
     # IPython warns after sys.exit() how to leave a terminal; the reply says what happened here
     warnings.filterwarnings("ignore", message="To exit: use", category=UserWarning)
     # processes that a cell forks (multiprocessing, data loaders) end as any other process does

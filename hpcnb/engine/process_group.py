@@ -22,7 +22,7 @@ import torch.distributed.distributed_c10d as c10d
 
 from hpcnb.core.board import ANYBODY, stamp
 from hpcnb.core.errors import CollectiveAborted
-from hpcnb.core.messages import Rebuild
+from hpcnb.core.messages import Rebuild, Scale
 from hpcnb.core.ranks import RankSet
 from hpcnb.core.spans import Kind
 from hpcnb.engine import collectives, devices, sockets
@@ -58,12 +58,15 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         rank: This process in the group.
         size: Number of processes in the group.
         timeout: Of every operation.
+        is_hollow: It is not connected, and will not be.
     """
 
     recorder: Recorder  #: set once per rank, before the first group is made
     guard: Guard
 
-    def __init__(self, store: dist.Store, rank: int, size: int, timeout: datetime.timedelta) -> None:
+    def __init__(
+        self, store: dist.Store, rank: int, size: int, timeout: datetime.timedelta, *, is_hollow: bool = False
+    ) -> None:
         super().__init__(rank, size)  # type: ignore[call-arg] # the stub has one signature of two
         self._store = store
         self._rank = rank
@@ -81,15 +84,21 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         #: Listening ports of the connections, of all ranks: what tells them from other sockets of the process.
         self.ports: frozenset[int] = frozenset()
         self._lost = ""  #: why this group was not built again; "" if it was
+        self.is_given_up = False  #: ... and will never be
         self._has_accelerator = False
         self._keys: list[str] = []  # that this rank has set to be found, under the last generations
-        self._inner = self._connect()
+        self._inner = self._hollow() if is_hollow else self._connect()
 
     def _connect(self) -> Any:
         """Connect to the other ranks, under the generation that all are in."""
         store = self.guard.store
         with contextlib.nullcontext() if store is None else store.remembering(self._keys):
             return self._new_inner()
+
+    def _hollow(self) -> Any:
+        """Instead of a group that is connected."""
+        self.ports, self._has_accelerator = frozenset(), False
+        return dist.ProcessGroup(self._store, self._rank, self._size)
 
     def _new_inner(self) -> Any:
         store = dist.PrefixStore(f"generation{self.guard.generation}", self._store)
@@ -113,7 +122,27 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         inner._set_group_desc(self._description or "hpcnb")
         return inner
 
-    def rebuild(self, order: Rebuild) -> Any:
+    def resize(self, size: int) -> None:
+        """The group of all ranks has so many from now on; to be followed by :meth:`rebuild` on all of them."""
+        self._size = size
+        c10d._world.pg_group_ranks[self] = {rank: rank for rank in range(size)}
+        # another size is another sequence of operations: what the board and the spans call it holds the ranks
+        self._label_number, self._members, self._channel = 0, [], None
+        self._peer_channels.clear()
+
+    def give_up(self, gone: RankSet, world_size: int) -> Any:
+        """Some of its ranks are gone for good, and the cluster has so many now; returns what was connected."""
+        self.is_given_up = True
+        are = "is" if len(gone) == 1 else "are"
+        self._lost = (
+            f"{gone.words()} of its group of ranks {RankSet(self.members())} {are} gone, since the cluster was "
+            f"brought to {world_size} rank{'' if world_size == 1 else 's'}; make the group or mesh again, and what was "
+            "made with it (DDP, fully_shard)"
+        )
+        before, self._inner = self._inner, self._hollow()
+        return before
+
+    def rebuild(self, order: Rebuild | Scale) -> Any:
         """Replace the connections by new ones; returns what was connected before.
 
         Every rank of the group must do so, in the same order. Objects that hold this group go on working;
@@ -121,6 +150,8 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         """
         self._sequence = 0
         self._peer_sequence.clear()
+        if isinstance(order, Scale) and (gone := RankSet(self.members()) - RankSet.all(order.world_size)):
+            return self.give_up(gone, order.world_size)
         missing = RankSet(self.members()) & order.dead
         if missing:
             self._lost = f"{missing.words()} ended; %hpc restart-rank brings {_pronoun(missing)} back"
@@ -158,6 +189,9 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         return self._rank
 
     def size(self) -> int:
+        return self._size
+
+    def getSize(self) -> int:  # noqa: N802 - what C++ asks: DDP divides by it
         return self._size
 
     @property
@@ -250,9 +284,9 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         recorder, guard = self.recorder, self.guard
         if recorder.cell != self._cell:
             self._begin_cell(recorder.cell)
-        label = self._label_number or self._identify()
         if self._lost:
             raise CollectiveAborted(f"{name} cannot be called: {self._lost}")
+        label = self._label_number or self._identify()
         signature = guard.signature(name, tensors, details)
         line, source = recorder.place(2)
         channel = self._channel
@@ -271,9 +305,9 @@ class HpcnbProcessGroup(dist.ProcessGroup):
         recorder, guard = self.recorder, self.guard
         if recorder.cell != self._cell:
             self._begin_cell(recorder.cell)
-        label = self._label_number or self._identify()
         if self._lost:
             raise CollectiveAborted(f"{name} cannot be called: {self._lost}")
+        label = self._label_number or self._identify()
         signature = guard.signature("message", tensors, ())
         line, source = recorder.place(2)
         is_send = name == "send"

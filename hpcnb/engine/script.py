@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from hpcnb.core.board import NUM_SLOTS, Board, new_board
 from hpcnb.core.messages import Message, RankProgress
+from hpcnb.core.ranks import RankSet
 from hpcnb.core.spans import RingWriter
 from hpcnb.engine.boundary import Boundary
 from hpcnb.engine.hpc import Hpc
@@ -71,7 +72,7 @@ def hpc_of_script(rank: int, world_size: int, local_rank: int, device: torch.dev
         device: This rank's device.
         mesh: Over all ranks.
     """
-    board = Board(new_board(1), rank)  # nobody looks at it
+    board = Board(new_board(1), RankSet([rank]))  # nobody looks at it
     recorder = Recorder(RingWriter(board.ring(rank), NUM_SLOTS), enabled=False)
     link = ProgressLines() if rank == 0 else _Silent()
     return Hpc(rank, world_size, local_rank, device, mesh, recorder, link, Boundary(board, rank))

@@ -12,7 +12,7 @@ import socket
 import sys
 from pathlib import Path
 
-from hpcnb.core.board import new_board
+from hpcnb.core.board import new_board, room_for
 from hpcnb.core.launch import AgentSpec, RunFolder
 from hpcnb.core.version import __version__
 from hpcnb.node.template_process import TemplateProcess
@@ -46,7 +46,7 @@ def _fork_template(spec: AgentSpec, folder: RunFolder) -> TemplateProcess:
     else:
         listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
         address = listener.getsockname()[:2]
-    board = new_board(spec.num_ranks)
+    board = new_board(room_for(spec.num_ranks))
     to_template, to_agent = socket.socketpair()
     pid = os.fork()
     if pid == 0:

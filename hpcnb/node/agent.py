@@ -72,8 +72,9 @@ class Agent:
         self._controller: subprocess.Popen[bytes] | None = None
         self._controller_started_ns = 0
         self._front: Front | None = None
-        # who launched a node has done its part when the node has joined
-        self._parent = -1 if spec.is_node else os.pidfd_open(os.getppid())
+        # who launched a node has done its part when the node has joined, unless it carries it
+        is_watched = not spec.is_node or spec.carrier_pid != 0
+        self._parent = os.pidfd_open(os.getppid()) if is_watched else -1
         self._sides = self._of_node(template) if spec.is_node else self._of_notebooks(template)
 
     def _of_notebooks(self, template: TemplateProcess | None) -> list[Side]:
@@ -123,6 +124,8 @@ class Agent:
                 self.watch(self._parent, self._parent_gone)
             for side in self._sides:
                 side.start()
+            if self._spec.carrier_pid not in (0, os.getppid()):  # it ended before it could be watched
+                self._parent_gone()
             while self._ending is None:
                 self._turn()
         except Exception:
@@ -166,13 +169,15 @@ class Agent:
 
     def _parent_gone(self) -> None:
         self.unwatch(self._parent)
-        if self._front is not None and not self._front.is_claimed:
+        if self._spec.carrier_pid:
+            self._end(f"the {self._spec.carrier} that carried it ended")
+        elif self._front is not None and not self._front.is_claimed:
             self._end("who launched the cluster ended, and no notebook is connected")
 
     def _check_controller(self) -> None:
         if self._controller is None or not self._controller_started_ns or self._front is None:
             return
-        if self._folder.connection_file("engine").exists():
+        if self._folder.has_controller:
             self._front.tell(m.Stage("controller", self._controller_started_ns, time.perf_counter_ns()))
             self._controller_started_ns = 0
         elif self._controller.poll() is not None:

@@ -20,7 +20,8 @@ class Branch:
         node: Number of the node.
         client: Name of the connection; empty for the ranks that this agent has itself.
         host: Name of the machine.
-        ranks: That are reached through it: its own, and those of nodes below it.
+        nodes: That are reached through it, itself among them.
+        ranks: Theirs.
         heard_s: When something was heard last.
         gone_s: When its connection was found to be gone.
         clock: Of the node, against ours.
@@ -30,8 +31,9 @@ class Branch:
     node: int
     client: bytes
     host: str
-    ranks: RankSet
     heard_s: float
+    nodes: set[int] = field(default_factory=set)
+    ranks: RankSet = field(default_factory=RankSet)
     gone_s: float | None = None
     clock: ClockOffset = field(default_factory=ClockOffset)
     has_ended: bool = False

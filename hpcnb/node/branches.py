@@ -45,6 +45,7 @@ class Branches(ABC):
 
     Args:
         server: Where nodes connect.
+        ranks_of_nodes: Of each node of the cluster, its ranks.
         num_stages: A stage of the start is done when so many have told of it.
         silence_s: A node that has not been heard of for so long is given up.
         above: Whom to tell.
@@ -56,6 +57,7 @@ class Branches(ABC):
     def __init__(
         self,
         server: LinkServer,
+        ranks_of_nodes: list[RankSet],
         *,
         num_stages: int,
         silence_s: float,
@@ -65,6 +67,7 @@ class Branches(ABC):
         clock: Callable[[], float],
     ) -> None:
         self._server = server
+        self._ranks_of = ranks_of_nodes
         self._num_stages = num_stages
         self._silence_s = silence_s
         self._above = above
@@ -95,10 +98,22 @@ class Branches(ABC):
     def _left(self, branch: Branch, why: str) -> None:
         """A node is lost."""
 
-    def _let_in(self, client: bytes, hello: m.NodeHello, ranks: RankSet) -> Branch:
+    def _reach(self, branch: Branch, nodes: Iterable[int] = (), *, but: Iterable[int] = ()) -> None:
+        """These nodes are reached through it from now on too, and those are not."""
+        branch.nodes = branch.nodes.union(nodes).difference(but)
+        branch.ranks = RankSet(rank for node in branch.nodes for rank in self._ranks_of[node])
+
+    def _scaled(self, message: m.Scale) -> None:
+        """The cluster gets another number of ranks."""
+        self._ranks_of = [RankSet(ranks) for ranks in message.placement]
+        for branch in self._branches.values():
+            self._reach(branch)
+
+    def _let_in(self, client: bytes, hello: m.NodeHello) -> Branch:
         """It is a node of this agent from now on."""
         self._server.welcome(client, "node")
-        branch = Branch(hello.node, client, hello.host, ranks, self._clock())
+        branch = Branch(hello.node, client, hello.host, self._clock())
+        self._reach(branch, [hello.node])
         self._branches[hello.node] = self._by_client[client] = branch
         self._send(branch, m.NodeWelcome())
         for _ in range(_FIRST_PINGS):  # so that its clock is known before its first cell
@@ -280,6 +295,9 @@ class Branches(ABC):
         """See Below."""
         packed = m.encode(message)
         chosen = self._with(message.ranks)
+        if isinstance(message, m.Scale):  # also for nodes whose ranks are all new, or to be ended
+            chosen = list(self._branches.values())
+            self._scaled(message)
         self._cells[message.cell] = merge = Merge(
             message.cell, [branch.node for branch in chosen], message.ranks, packed
         )

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hpcnb.core import messages as m
+from hpcnb.core.board import room_for
 from hpcnb.core.launch import AgentSpec, RunFolder
 from hpcnb.core.rank_facts import RankFacts
 from hpcnb.core.ranks import RankSet
@@ -23,6 +24,7 @@ from hpcnb.node.journal import Journal
 from hpcnb.node.levels import Below
 from hpcnb.node.orders import Order
 from hpcnb.node.owner import Owner
+from hpcnb.node.past import Past
 from hpcnb.node.presence import Presence
 from hpcnb.node.refusals import Refusals
 from hpcnb.node.relay import CellMessage
@@ -72,9 +74,11 @@ class Front:
         self._journal = Journal()
         self._init_cells = InitCells()
         self._unattended = Unattended(spec.grace_s, self._is_attended, self._obey, self.say, clock)
-        self._history: list[m.Message] = []  # what a notebook that connects later must know
+        self._past = Past()
+        self._room = room_for(min(spec.layout, default=spec.num_ranks))
         self._last_cell = self._generation = 0
         self._ready = RankSet()  # ranks that run cells
+        self._scaling, self._unscaled = 0, RankSet()  # the cell that does so, and ranks that have not said they have
         self._busy: dict[int, int] = {}  # those that have not answered one: its number
 
     # --- life -----------------------------------------------------------------------------------------------
@@ -138,7 +142,7 @@ class Front:
 
     def tell(self, message: m.Message) -> None:
         """See Above."""
-        self._history.append(message)
+        self._past.add(message)
         self._server.send_all(message)
         if isinstance(message, m.RankReady):
             self._ready |= RankSet([message.rank])
@@ -179,6 +183,8 @@ class Front:
             self._busy.pop(reply.rank, None)
             if reply.ok:
                 self._init_cells.went_well(reply.cell)
+                if reply.cell == self._scaling:
+                    self._unscaled -= RankSet([reply.rank])
             self._unattended.heard(reply)
         if isinstance(message, m.CellDone):
             self._busy = {rank: cell for rank, cell in self._busy.items() if cell != message.cell}
@@ -226,14 +232,14 @@ class Front:
             m.Welcome(
                 m.PROTOCOL, __version__, self._spec.python_version, os.uname().nodename, os.getpid(),
                 self._spec.first_rank, self._spec.num_ranks, self._generation, self._last_cell,
-                bool(self._journal.broken & self._ready),
+                bool(self._journal.broken & self._ready) or bool(self._unscaled),
             ),
         )  # fmt: skip
         if hello.role != "notebook":
             return
         self._presence.claimed = True
         self._owner.become(hello.owner_pid)
-        for earlier in self._history:
+        for earlier in self._past.all():
             self._server.send(client, earlier)
         for began in self._journal.running:  # its ranks are busy
             self._server.send(client, began)
@@ -243,8 +249,10 @@ class Front:
             self._server.send(client, m.CellRefused(message.cell, refused))
             return
         self._last_cell = message.cell
-        if isinstance(message, m.Rebuild):
+        if isinstance(message, m.Rebuild | m.Scale):
             self._generation = message.generation
+        if isinstance(message, m.Scale):
+            self._scale(message)
         began = m.CellBegan(
             message.cell, getattr(message, "label", type(message).__name__.lower()), message.ranks,
             getattr(message, "first_line", 1), time.perf_counter_ns(),
@@ -257,6 +265,18 @@ class Front:
         self._busy |= dict.fromkeys(message.ranks & self._ready, message.cell)
         self._server.send_all(began, but=client)
         self.below.begin(message)
+
+    def _scale(self, order: m.Scale) -> None:
+        """Who connects from now on finds a cluster of so many ranks."""
+        scaled = self._spec.scaled(
+            order.world_size, order.mesh, order.placement, groups_before_mesh=order.num_groups
+        )  # fmt: skip
+        scaled.save_again(self._folder.spec)
+        self._init_cells.scaled(self._spec.world_size, order.world_size)
+        self._spec = scaled
+        self._scaling, self._unscaled = order.cell, order.ranks
+        self._ready = self._ready & RankSet.all(order.world_size)
+        self.tell(m.Scaled(order.world_size, order.mesh, order.placement))
 
     def _obstacle(self, message: CellMessage) -> str:
         """Why a cell cannot begin: its notebook did not know yet of what another one did; "" if it can."""
@@ -300,7 +320,9 @@ class Front:
             "idle_left_s": self._presence.left_s(self._clock()), "idle_timeout_s": spec.idle_timeout_s,
             "num_ready": len(self._ready), "running": [_named(began) for began in self._journal.running],
             "unseen": [_named(began) for began in self._journal.unseen],
-            "num_refused": self._refusals.total, "generation": self._generation,
+            "num_refused": self._refusals.total, "generation": self._generation, "room": self._room,
+            "is_half_scaled": bool(self._unscaled),
+            "threads_per_rank": spec.threads_per_rank,
         }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import socket
 import time
@@ -59,6 +60,7 @@ class Head(Branches):
         lock = Lock(spec.server_public, spec.server_secret, spec.nodes_public)
         super().__init__(
             LinkServer(f"tcp://{spec.address}:*", lock, refusals, hellos=(m.Join, m.NodeHello)),
+            spec.ranks_of_nodes,
             num_stages=len(spec.tree.children(tree.HEAD)),
             silence_s=spec.silence_s, above=above, selector=selector, refusals=refusals, clock=clock,
         )  # fmt: skip
@@ -71,7 +73,7 @@ class Head(Branches):
     def turn(self, now_s: float) -> None:
         """See Side."""
         super().turn(now_s)
-        if self._joining and self._folder.connection_file("engine").exists():
+        if self._joining and self._of_controller():
             for client, join in list(self._joining.items()):
                 self._assign(client, join)
         for member in self._members.overdue(now_s):
@@ -125,14 +127,22 @@ class Head(Branches):
             uplink, public = self._members[above].address, self._members[above].public
         del self._joining[client]
         spec = dataclasses.replace(
-            self._spec, first_rank=member.ranks.first(), num_ranks=len(member.ranks), node=join.node, is_local=False,
-            link_address="", server_secret="", client_secret="", client_public="", owner_pid=0,
+            self._spec, first_rank=min(member.ranks, default=0), num_ranks=len(member.ranks), node=join.node,
+            is_local=False, link_address="", server_secret="", client_secret="", client_public="", owner_pid=0,
             uplink=uplink, uplink_public=public, head=self.address, rendezvous=self._rendezvous, is_late=is_late,
             is_relay=not is_late and bool(self._spec.tree.children(join.node)),
         )  # fmt: skip
-        file = self._folder.connection_file("engine")
-        files = {str(file.relative_to(self._folder.path)): file.read_bytes()}
-        self._server.send(client, m.Assignment(dataclasses.asdict(spec), files))
+        file = self._folder.connection_file("engine").relative_to(self._folder.path)
+        self._server.send(client, m.Assignment(dataclasses.asdict(spec), {str(file): self._of_controller()}))
+
+    def _of_controller(self) -> bytes:
+        """The file by which engines find the controller; b"" before it is there, or while it is being written."""
+        try:
+            content = self._folder.connection_file("engine").read_bytes()
+            json.loads(content)
+        except (FileNotFoundError, ValueError):
+            return b""
+        return content
 
     def _is_known(self, node: int) -> bool:
         """Whether it had an agent before."""
@@ -150,27 +160,25 @@ class Head(Branches):
         elif is_again:
             self._adopt(client, hello)
         else:
-            self._joined(self._let_in(client, hello, member.ranks), hello)
+            self._joined(self._let_in(client, hello), hello)
 
     def _joined(self, branch: Branch, hello: m.NodeHello | m.NodeBelow) -> None:
         """A node is new, and reached through this branch."""
         member = self._members[hello.node]
         member.host, member.started_ns, member.via = hello.host, hello.started_ns, branch.node
         member.address, member.public = hello.address, hello.public
-        branch.ranks |= member.ranks
+        self._reach(branch, [member.node])
         self._above.tell(m.NodeJoined(hello.node, hello.host, member.ranks, hello.folder))
 
     def _adopt(self, client: bytes, hello: m.NodeHello) -> None:
         """It spoke through another node, which is lost, and speaks with us from now on; so do those below it."""
         LOG.info("node %s comes to the head itself", hello.host)
-        if (before := self._branches.get(self._members[hello.node].via)) is not None:  # which we hold for living
-            theirs = [self._members[node].ranks for node in (hello.node, *hello.below) if node in self._members]
-            for ranks in theirs:
-                before.ranks -= ranks
-        branch = self._let_in(client, hello, self._members[hello.node].ranks)
+        before = self._branches.get(self._members[hello.node].via)  # which we hold for living
+        if before is not None:
+            self._reach(before, but=[hello.node, *hello.below])
+        branch = self._let_in(client, hello)
         members = self._members.come([hello.node, *hello.below], hello.node)
-        for member in members:
-            branch.ranks |= member.ranks
+        self._reach(branch, [member.node for member in members])
         nodes = {member.node for member in members}
         for cell, merge in self._cells.items():
             is_open = before is not None and before.node in merge.waiting and branch.ranks & merge.ranks
@@ -178,6 +186,13 @@ class Head(Branches):
                 merge.waiting = merge.waiting - nodes | {hello.node}
                 if cell not in hello.cells:
                     self._send(branch, merge.packed)
+
+    def _scaled(self, message: m.Scale) -> None:
+        self._spec = self._spec.scaled(
+            message.world_size, message.mesh, message.placement, groups_before_mesh=message.num_groups
+        )
+        self._members.place(self._spec.ranks_of_nodes)
+        super()._scaled(message)
 
     # --- who is lost ----------------------------------------------------------------------------------------
 
@@ -190,18 +205,17 @@ class Head(Branches):
 
     def _expect(self, branch: Branch, orphans: list[Member]) -> None:
         """Cells are not over before these have ended them, who will come to us."""
-        for member in orphans:
-            branch.ranks -= member.ranks
+        self._reach(branch, but=[member.node for member in orphans])
         for merge in self._cells.values():
             merge.instead(branch.node, (member.node for member in orphans if member.ranks & merge.ranks))
 
     def _lose(self, member: Member, why: str, waited_in: dict[int, str] | None = None) -> None:
         """Give a node up: its ranks will not answer."""
         LOG.warning("%s: ranks %s are given up", why, member.ranks)
+        self._above.tell(m.NodeLost(member.node, member.host, why))  # first: who hears of ranks may start them again
         for rank, pid in sorted(self._members.lose(member.node).items()):
             was_in = (waited_in or {}).get(rank, "")
             self._above.tell(m.RankExited(rank, pid, -9, [], False, was_in, "", 0.0, False, f"was lost: {why}"))
-        self._above.tell(m.NodeLost(member.node, member.host, why))
 
     # --- what nodes say of themselves -----------------------------------------------------------------------
 
@@ -226,7 +240,7 @@ class Head(Branches):
                 below = self._spec.tree.below(member.node)
                 orphans = [each for each in self._members.orphaned(branch.node, self._clock()) if each.node in below]
                 self._expect(branch, orphans)
-                branch.ranks -= member.ranks
+                self._reach(branch, but=[member.node])
                 self._lose(member, message.why, {rank: branch.waits_in(rank) for rank in member.ranks})
             case m.Farewell():
                 self._left(branch, f"the agent of node {branch.host} ended: {message.reason}")

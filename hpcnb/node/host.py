@@ -18,6 +18,7 @@ from hpcnb.core import messages as m
 from hpcnb.core.board import Board
 from hpcnb.core.launch import AgentSpec, RunFolder
 from hpcnb.node.door import Door, Watching
+from hpcnb.node.leavers import Leaver, Leavers
 from hpcnb.node.levels import Above
 from hpcnb.node.looks import Looks
 from hpcnb.node.memory import Memory
@@ -78,11 +79,9 @@ class RankHost:
         self._selector = selector
         self._refusals = refusals
         self._clock = clock
-        self._board = Board(template.board, spec.first_rank)
-        self._ranks = {
-            rank: RankProcess(rank, folder, self._board.ring(rank))
-            for rank in range(spec.first_rank, spec.first_rank + spec.num_ranks)
-        }
+        self._board = Board(template.board, spec.own_ranks)
+        self._ranks = {rank: RankProcess(rank, folder, self._board.ring(rank)) for rank in spec.own_ranks}
+        self._leavers = Leavers(clock)
         self._relay = CellRelay(self._ranks, above.say, clock)
         self._observer = Observer(self._board, self._ranks)
         self._stop = Stop(self._board)
@@ -92,8 +91,8 @@ class RankHost:
         self._door = Door(folder.agent_socket, template.pid, self._ranks, selector, self._seated, refusals, clock)
         self._observe_due_s = self._note_due_s = 0.0
         self._alarmed_until_s = 0.0
-        self._restarts: dict[int, m.RestartRanks] = {}  # ranks to be forked again when they have ended
-        self._forking: list[int] = []
+        self._restarts: dict[int, m.RestartRanks | m.Scale] = {}  # ranks to be forked again when they have ended
+        self._forking: list[RankProcess] = []
         self._generation = 0
         self._is_ending = self._is_template_gone = False
 
@@ -109,7 +108,7 @@ class RankHost:
     @property
     def due_s(self) -> float:
         """When :meth:`turn` has something to do; infinite if nothing is open."""
-        due_s = self._looks.due_s
+        due_s = min(self._looks.due_s, self._leavers.due_s)
         if self._relay.due_s is not None:
             due_s = min(due_s, self._relay.due_s, self._observe_due_s)
         return min(due_s, self._clock() + _STOP_S) if self._stop.is_open else due_s
@@ -128,6 +127,7 @@ class RankHost:
         self._relay.tick(now_s)
         self._observe(now_s)
         self._looks.tick(now_s)
+        self._leavers.tick(now_s)
         self._door.tick()
         if not self._relay.running:
             self._memory.trim()
@@ -158,15 +158,16 @@ class RankHost:
         self._is_ending = True
         self._door.close()
         deadline_s = self._clock() + _GRACE_S
-        for process in self._ranks.values():
+        processes = [*self._ranks.values(), *self._leavers.processes]
+        for process in processes:
             process.send_control(m.Shutdown(reason))
             if process.alive and process.cell:
                 interrupt(process)
         killed = False
-        while self._any_alive() and self._clock() < deadline_s + 2 * _GRACE_S:
+        while self._any_alive(processes) and self._clock() < deadline_s + 2 * _GRACE_S:
             if not killed and self._clock() >= deadline_s:
                 killed = True
-                for process in self._ranks.values():
+                for process in processes:
                     process.kill_group()
             if select.select([self._template], [], [], 0.05)[0]:
                 self._hear_template()
@@ -178,8 +179,8 @@ class RankHost:
         except (ProcessLookupError, ChildProcessError):
             pass  # it had ended before
 
-    def _any_alive(self) -> bool:
-        return not self._is_template_gone and any(process.alive for process in self._ranks.values())
+    def _any_alive(self, processes: list[RankProcess]) -> bool:
+        return not self._is_template_gone and any(process.alive for process in processes)
 
     # --- template and ranks ---------------------------------------------------------------------------------
 
@@ -210,22 +211,27 @@ class RankHost:
                 for rank in () if self._spec.is_late else self._ranks:
                     self._fork(rank)
             elif "forked" in news and news["role"] == "rank":
-                rank = self._forking.pop(0)
-                self._ranks[rank].pid = news["forked"]
+                self._forked(self._forking.pop(0), news["forked"])
             elif "exited" in news:
                 self._exited(news["exited"], news["status"])
 
-    def _fork(self, rank: int, replacement: m.RestartRanks | None = None) -> None:
-        self._forking.append(rank)
+    def _fork(self, rank: int, replacement: m.RestartRanks | m.Scale | None = None) -> None:
+        self._forking.append(self._ranks[rank])
         seat = {
-            "rank": rank, "local_rank": rank - self._spec.first_rank, "store_host": self._origin.rendezvous[0],
-            "store_port": self._origin.rendezvous[1], "generation": self._generation,
+            "rank": rank, "store_host": self._origin.rendezvous[0], "store_port": self._origin.rendezvous[1],
+            "generation": self._generation, "world_size": self._spec.world_size, "mesh": self._spec.mesh,
+            "local_ranks": list(self._spec.own_ranks), "groups_before_mesh": self._spec.groups_before_mesh,
         }  # fmt: skip
         if replacement is not None:
             seat |= {"is_replacement": True, "groups": replacement.groups, "num_groups": replacement.num_groups}
         self._request(role="rank", seat=seat)
 
-    def _replace(self, rank: int, message: m.RestartRanks) -> None:
+    def _forked(self, process: RankProcess, pid: int) -> None:
+        process.pid = pid
+        if process.rank in self._restarts and self._ranks.get(process.rank) is process:
+            process.kill_group()  # it was asked for once more meanwhile
+
+    def _replace(self, rank: int, message: m.RestartRanks | m.Scale) -> None:
         self._ranks[rank] = RankProcess(rank, self._folder, self._board.ring(rank))
         self._fork(rank, message)
 
@@ -299,7 +305,8 @@ class RankHost:
             self._selector.unwatch(pipe)
 
     def _exited(self, pid: int, status: int) -> None:
-        process = next((each for each in self._ranks.values() if each.pid == pid), None)
+        everybody = (*self._ranks.values(), *self._leavers.processes)
+        process = next((each for each in everybody if each.pid == pid), None)
         if process is None:
             return  # the store; ranks notice by themselves
         process.status = status  # reaped: its number may be another's, which is not to be signalled
@@ -311,8 +318,11 @@ class RankHost:
         last_lines = list(process.last_lines)[-12:]
         was_in, last_operation = (words_of(each) if each is not None else "" for each in (state, last))
         process.close()
-        is_expected = self._is_ending or process.rank in self._restarts
+        leaver = self._leavers.ended(process)
+        is_expected = self._is_ending or leaver is not None or process.rank in self._restarts
         memory_mb, was_out_of_memory = self._memory.ended(process.pid, status)
+        if leaver is not None:
+            self._gone(leaver)
         self._above.tell(
             m.RankExited(
                 process.rank, pid, status, last_lines, is_expected, was_in, last_operation, memory_mb, was_out_of_memory
@@ -322,13 +332,53 @@ class RankHost:
         if (restart := self._restarts.pop(process.rank, None)) is not None:
             self._replace(process.rank, restart)
 
+    def _gone(self, leaver: Leaver) -> None:
+        """A rank that the cluster goes on without has ended: nothing of it is left."""
+        self._board.free(leaver.place)
+        if leaver.process.rank not in self._ranks:
+            self._folder.rank_log(leaver.process.rank).unlink(missing_ok=True)
+        if leaver.then is not None:
+            leaver.then()
+
+    def _scale(self, message: m.Scale) -> None:
+        """End ranks that the node has no more, and fork those that are new."""
+        places = {rank: self._board.place(rank) for rank in self._ranks}
+        self._spec = self._spec.scaled(
+            message.world_size, message.mesh, message.placement, groups_before_mesh=message.num_groups
+        )  # fmt: skip
+        self._board.seat(self._spec.own_ranks)
+        for rank in [rank for rank in self._ranks if rank not in self._spec.own_ranks]:
+            process = self._ranks.pop(rank)
+            self._restarts.pop(rank, None)
+            if process.alive or process in self._forking:
+                self._leavers.send_off(process, places[rank])
+            else:
+                self._gone(Leaver(process, places[rank]))
+        for rank in message.new & self._spec.own_ranks:
+            forked = self._ranks.get(rank)  # for a change that was broken off
+            if forked is not None and (forked.alive or forked in self._forking):
+                self._restarts[rank] = message
+                if forked.alive:
+                    forked.kill_group()
+            elif (before := self._leavers.at(self._board.place(rank))) is None:
+                self._replace(rank, message)
+            else:
+                self._leavers.hurry(before, lambda rank=rank: self._succeed(rank, message))  # type: ignore[misc]
+
+    def _succeed(self, rank: int, message: m.Scale) -> None:
+        """The place of a new rank has become free."""
+        if rank in self._spec.own_ranks:  # else the cluster has been scaled once more
+            self._replace(rank, message)
+
     # --- orders ---------------------------------------------------------------------------------------------
 
     def begin(self, message: CellMessage) -> None:
         """See Below."""
         self._memory.used()
-        if isinstance(message, m.Rebuild):
+        if isinstance(message, m.Rebuild | m.Scale):
             self._generation = message.generation
+        if isinstance(message, m.Scale):
+            self._scale(message)
         for process in self._relay.begin(message):
             cells = process.descriptors[0]
             both = selectors.EVENT_READ | selectors.EVENT_WRITE

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from hpcnb.core import messages as m
+from hpcnb.core.ranks import RankSet
 
 __all__ = ["InitCells"]
 
@@ -29,6 +31,17 @@ class InitCells:
         """A rank has ended this cell without an error: it is kept, once however often it runs."""
         if (message := self._pending.pop(cell, None)) is not None:
             self._cells = [each for each in self._cells if each.source != message.source] + [message]
+
+    def scaled(self, before: int, now: int) -> None:
+        """The cluster has another number of ranks: what ran on all of them is for all of them from now on."""
+
+        def fitted(message: m.RunCell) -> m.RunCell:
+            if message.ranks != RankSet.all(before):
+                return message
+            return dataclasses.replace(message, ranks=RankSet.all(now))
+
+        self._cells = [fitted(each) for each in self._cells]
+        self._pending = {cell: fitted(each) for cell, each in self._pending.items()}
 
     def rows(self) -> list[list[Any]]:
         """Source, label, first line, ranks of each."""

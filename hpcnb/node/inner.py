@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from hpcnb.core import messages as m
 from hpcnb.core.launch import AgentSpec
-from hpcnb.core.ranks import RankSet
 from hpcnb.node.branch import Branch
 from hpcnb.node.branches import Branches
 from hpcnb.node.door import Watching
@@ -47,24 +46,21 @@ class Inner(Branches):
         self.host: Below  #: Set before the first turn: holds the ranks of this node.
         self._tree = spec.tree
         self._children = spec.tree.children(spec.node)
-        self._ranks_of = spec.ranks_of_nodes
         super().__init__(
             LinkServer(f"tcp://{address}:*", Lock(*keys, spec.nodes_public), refusals, hellos=(m.NodeHello,)),
+            spec.ranks_of_nodes,
             num_stages=len(self._children) + 1,
             silence_s=spec.silence_s, above=above, selector=selector, refusals=refusals, clock=clock,
         )  # fmt: skip
         self.public = keys[0]
-        own = Branch(spec.node, b"", "", self._ranks_of[spec.node], 0.0)
-        self._branches[spec.node] = own
+        own = self._branches[spec.node] = Branch(spec.node, b"", "", 0.0)
+        self._reach(own, [spec.node])
         self.own = _FromOwn(self, own, above)
 
     @property
     def below(self) -> list[int]:
         """Nodes that speak through this one."""
-        mine = RankSet()
-        for branch in self._by_client.values():
-            mine |= branch.ranks
-        return [node for node, ranks in enumerate(self._ranks_of) if ranks & mine]
+        return sorted(node for branch in self._by_client.values() for node in branch.nodes)
 
     def orphan(self) -> None:
         """The way from here to the head is lost: those below go there themselves."""
@@ -87,7 +83,7 @@ class Inner(Branches):
         if message.node in self._branches:
             self._server.send(client, m.NodeRefused(f"node {message.node} has an agent already"))
             return
-        self._let_in(client, message, self._ranks_of[message.node])
+        self._let_in(client, message)
         self._above.tell(
             m.NodeBelow(message.node, message.host, message.started_ns, message.folder, message.address, message.public)
         )
@@ -97,10 +93,9 @@ class Inner(Branches):
             self._left(branch, f"the agent of node {branch.host} ended: {message.reason}")
             return
         if isinstance(message, m.NodeBelow):
-            branch.ranks |= self._ranks_of[message.node]
+            self._reach(branch, [message.node])
         elif isinstance(message, m.NodeLost):
-            for node in (message.node, *self._tree.below(message.node)):
-                branch.ranks -= self._ranks_of[node]
+            self._reach(branch, but=[message.node, *self._tree.below(message.node)])
         self._above.tell(message)
 
     def _left(self, branch: Branch, why: str) -> None:

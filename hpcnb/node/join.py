@@ -2,12 +2,14 @@
 
 Asks the head of the cluster what this node is to be, makes a folder for it, and becomes ``python -m hpcnb.node``: in
 the background, so that whoever launched it (a login over SSH) may go, or with ``--stay`` as its child, so that a
-scheduler sees the life of the node. What goes wrong is said in the last lines of stderr.
+scheduler sees the life of the node. With ``--carrier`` it does not outlive the process that started it. What goes wrong
+is said in the last lines of stderr.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import fcntl
 import os
 import platform
@@ -54,20 +56,24 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--ticket", type=Path, help="file with the ticket; by default it comes on stdin")
     parser.add_argument("--stay", action="store_true", help="do not go to the background")
+    parser.add_argument("--carrier", type=int, default=0, help="process id of the parent: end when it does")
+    parser.add_argument("--carrier-name", default="process", help="what it is, in words")
     options = parser.parse_args(arguments)
     try:
         spec, files, own_address = _ask(_ticket(options.ticket), _number(options.node, options.nodes))
+        spec = dataclasses.replace(spec, carrier_pid=options.carrier, carrier=options.carrier_name)
         folder = _prepare(spec, files)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
-    if pid := os.fork():
+    # a carrier is the agent's parent itself, and hears how it ended
+    if not options.carrier and (pid := os.fork()):
         if options.stay:
             _accompany(pid, folder)
         _see_off(pid, folder)
         os._exit(0)
-    if options.stay:
+    if options.stay and not options.carrier:
         die_with_parent()
-    else:
+    elif not options.stay:
         os.setsid()
     _become_agent(spec, folder, own_address)
 

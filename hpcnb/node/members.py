@@ -86,6 +86,11 @@ class Members:
     def __contains__(self, node: object) -> bool:
         return isinstance(node, int) and 0 <= node < len(self._members)
 
+    def place(self, ranks: Iterable[RankSet]) -> None:
+        """The cluster has another number of ranks: those of each node."""
+        for member, theirs in zip(self._members, ranks, strict=True):
+            member.ranks = theirs
+
     def of_rank(self, rank: int) -> Member:
         """Whose rank it is."""
         return next(each for each in self._members if rank in each.ranks)

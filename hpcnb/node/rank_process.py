@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import signal
 import socket
@@ -235,8 +236,12 @@ class RankProcess:
         if self.alive:
             try:
                 os.killpg(self.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                self.signal(signal.SIGKILL)  # it has not made its group yet
+            except (ProcessLookupError, PermissionError):  # it has not made its group yet
+                if self._pidfd >= 0:
+                    self.signal(signal.SIGKILL)
+                else:  # nor connected: the template has not said that it ended, so the number is its own
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(self.pid, signal.SIGKILL)
 
     # --- a cell ---------------------------------------------------------------------------------------------
 

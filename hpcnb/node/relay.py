@@ -16,7 +16,7 @@ from hpcnb.node.rank_process import RankProcess
 
 __all__ = ["CellMessage", "CellRelay", "RankMessage"]
 
-CellMessage = m.RunCell | m.CallFunction | m.Rebuild | m.ListGroups | m.Recording | m.Debug | m.Check
+CellMessage = m.RunCell | m.CallFunction | m.Rebuild | m.Scale | m.ListGroups | m.Recording | m.Debug | m.Check
 RankMessage = (
     m.Text | m.CellReply | m.RankDisplay | m.RankClear | m.InputRequest | m.DebuggerLeft | m.RankProgress
 )  # fmt: skip

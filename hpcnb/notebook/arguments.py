@@ -9,7 +9,6 @@ import difflib
 import keyword
 import re
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn
 
@@ -18,7 +17,8 @@ from hpcnb.core.launch import IDLE_TIMEOUT_S, SILENCE_S
 from hpcnb.core.watch import GRACE_S
 
 __all__ = [
-    "VERBS", "CellOptions", "CheckOptions", "ExportOptions", "StartOptions", "Verb", "VerbOptions", "cell_flags",
+    "VERBS", "CellOptions", "CheckOptions", "ExportOptions", "ScaleOptions", "StartOptions", "Verb", "VerbOptions",
+    "cell_flags",
     "cell_help", "help_text", "parse_cell", "parse_hpc", "ranks_of", "verb_words",
 ]  # fmt: skip
 
@@ -79,6 +79,16 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
+class ScaleOptions:
+    """Options of ``%hpc scale``; None where nothing was asked."""
+
+    num_ranks: int
+    mesh: str | None = None
+    hosts: str | None = None
+    nodes: int | None = None
+
+
+@dataclass(frozen=True)
 class VerbOptions:
     """A verb of ``%hpc`` and what follows it; ``of_all`` is --all, and --clear of ``init``."""
 
@@ -88,6 +98,7 @@ class VerbOptions:
     check: CheckOptions | None = None
     is_installing: bool = False
     export: ExportOptions | None = None
+    scale: ScaleOptions | None = None
     of_all: bool = False
 
 
@@ -109,21 +120,30 @@ _START_FLAGS = {
     "--idle-timeout": "end the cluster so many seconds after the last notebook has gone; 8 hours by default, 0 at once",
     "--grace": "release ranks that wait in vain after so many seconds, 1 by default; off for never",
     "--auto-restart": "replace ranks that die by themselves",
-    "--launcher": "where ranks run: local (this machine), ssh or mpi (--hosts), slurm (--nodes)",
+    "--launcher": "where ranks run: local (this machine), ssh, mpi, slurm, pbs, sge, lsf, htcondor, dask, existing",
     "--silence": "give a node up that has not answered for so many seconds; 8 by default",
     "--mpiexec": "for mpi: the command, and options that come first, in quotation marks",
-    "--hosts": "for ssh and mpi: names of hosts, n1,n2,n3; also user@host",
-    "--nodes": "for slurm, and mpi within a batch job: how many; by default those of the allocation, else one",
+    "--hosts": "for ssh, mpi, dask and existing: names of hosts, n1,n2,n3; for ssh also user@host",
+    "--nodes": "for batch systems, and mpi within a batch job: how many; by default those of the allocation, else one",
+    "--client": "for dask and existing: a client, by its name in this notebook; for dask also tcp://n1:8786",
+    "--workers": "for dask: only these, by name or address, w1,w2",
+    "--profile": "for existing: of the running ipyparallel cluster",
+    "--cluster-id": "for existing: its id, if it has one",
+    "--connection-file": "for existing: ipcontroller-client.json, in the place of a profile",
     "--partition": "for slurm: queue",
-    "--time": "for slurm: limit of the job, 1:30:00",
-    "--account": "for slurm: to be charged",
+    "--queue": "for pbs, sge and lsf: queue",
+    "--time": "for batch systems: limit of the job, 1:30:00",
+    "--account": "for batch systems: to be charged",
     "--constraint": "for slurm: features that nodes must have",
-    "--gpus-per-node": "for slurm: GPUs of each node",
-    "--cpus-per-node": "for slurm: processors of each node; by default one per rank",
+    "--gpus-per-node": "for batch systems: GPUs of each node",
+    "--cpus-per-node": "for batch systems: processors of each node; by default one per rank",
     "--srun": "for slurm: more options of srun, in quotation marks",
+    "--submit": "for pbs, sge and lsf: more options of qsub or bsub, quoted; for htcondor lines with ; between",
+    "--template": "for pbs, sge, lsf and htcondor: file with a script of your own",
+    "--folder": "for pbs, sge, lsf and htcondor: folder that all nodes see, ~/.hpcnb by default",
     "--ranks-per-node": "how many ranks each node has; otherwise RANKS are spread evenly",
     "--python": "interpreter of the ranks; by default the notebook's, at the same path on every node",
-    "--setup": "for ssh and slurm: shell command that runs before Python, for example 'source env.sh'",
+    "--setup": "for ssh and batch systems: shell command that runs before Python, for example 'source env.sh'",
     "--user": "for ssh: login name",
     "--port": "for ssh: of the hosts' sshd",
     "--jump": "for ssh: host to go through",
@@ -134,10 +154,16 @@ _START_FLAGS = {
 _LAUNCHER_FLAGS = (
     "--hosts", "--ranks-per-node", "--setup", "--user", "--port", "--jump", "--ssh-config", "--address", "--nodes",
     "--partition", "--time", "--account", "--constraint", "--gpus-per-node", "--cpus-per-node", "--srun",
-    "--mpiexec",
+    "--mpiexec", "--queue", "--submit", "--template", "--folder", "--client", "--workers", "--profile", "--cluster-id",
+    "--connection-file",
 )  # fmt: skip
 _LAUNCHER_NUMBERS = ("--ranks-per-node", "--port", "--nodes", "--gpus-per-node", "--cpus-per-node")
 _INSTALL = "put this hpcnb on nodes that have none, or another version; nothing else is installed"
+_SCALE_FLAGS = {
+    "--mesh": "axis names and sizes; without it the first axis grows or shrinks",
+    "--hosts": "for ssh and mpi: more hosts, which the new ranks go to; otherwise to those that are there",
+    "--nodes": "for slurm: so many more nodes, which the new ranks go to; otherwise to those that are there",
+}
 _CHECK_FLAGS = {
     "--axis": "mesh axis along which ranks should hold the same; dp by default",
     "--rng": "compare the random number generators too",
@@ -188,6 +214,11 @@ VERBS: dict[str, Verb] = {
         "replace ranks by new processes; without a number those that died",
         64,
         options={"RANK": "numbers, also 0-2 and 0,3; names on these ranks are lost"},
+    ),
+    "scale": Verb(
+        "scale RANKS [--mesh dp=3,tp=2] [--hosts n3 | --nodes 1]",
+        "add ranks to the cluster, or end the highest; names on those that stay are kept",
+        options={"RANKS": "how many there are to be", **_SCALE_FLAGS},
     ),
     "debug": Verb("debug RANK", "pdb on the last failure of a rank; breakpoint() in a cell stops there", 1),
     "init": Verb(
@@ -295,20 +326,30 @@ def parse_hpc(line: str) -> VerbOptions:
         _fail(f"%hpc has no verb {verb!r}{_meant(verb, VERBS)}; there are {', '.join(VERBS)}")
     if rest in (["--help"], ["-h"]):
         return VerbOptions("help", (verb,))
-    if verb == "doctor":
-        wanted = [word for word in rest if word != "--install"]
-        return VerbOptions(verb, start=_parse_start(wanted[:], verb), is_installing=wanted != rest)
-    own: dict[str, Callable[[list[str]], Any]] = {
-        "start": _parse_start, "check": _parse_check, "export": _parse_export
-    }  # fmt: skip
-    if verb in own:
-        return VerbOptions(verb, **{verb: own[verb](rest)})
-    if verb == "init":
-        return _parse_init(rest)
+    if (options := _with_options(verb, rest)) is not None:
+        return options
     of_all = VERBS[verb].has_all and "--all" in rest
     rest = [word for word in rest if not (of_all and word == "--all")]
     _check_words(verb, rest)
     return VerbOptions(verb, tuple(rest), of_all=of_all)
+
+
+def _with_options(verb: str, rest: list[str]) -> VerbOptions | None:
+    """The line of a verb that has more options than --all."""
+    match verb:
+        case "start" | "doctor":
+            wanted = [word for word in rest if verb == "start" or word != "--install"]
+            return VerbOptions(verb, start=_parse_start(wanted[:], verb), is_installing=wanted != rest)
+        case "check":
+            return VerbOptions(verb, check=_parse_check(rest))
+        case "scale":
+            return VerbOptions(verb, scale=_parse_scale(rest))
+        case "export":
+            return VerbOptions(verb, export=_parse_export(rest))
+        case "init":
+            return _parse_init(rest)
+        case _:
+            return None
 
 
 def ranks_of(words: tuple[str, ...]) -> list[int]:
@@ -384,6 +425,24 @@ def _parse_export(words: list[str]) -> ExportOptions:
     return ExportOptions(**options)
 
 
+def _parse_scale(words: list[str]) -> ScaleOptions:
+    options: dict[str, Any] = {}
+    usage = f"%hpc {VERBS['scale'].usage}"
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            if "num_ranks" in options:
+                _fail(f"%hpc scale: the number of ranks is given twice, {options['num_ranks']} and {word}")
+            options["num_ranks"] = _positive("RANKS", word, int)
+            continue
+        flag, given = _flag(word, _SCALE_FLAGS, "%hpc scale", usage)
+        value = _value(flag, given, words, "%hpc scale")
+        options[flag.removeprefix("--")] = _positive(flag, value, int) if flag == "--nodes" else value
+    if "num_ranks" not in options:
+        _fail(f"%hpc scale needs the number of ranks, for example  %hpc scale 4; write  {usage}")
+    return ScaleOptions(**options)
+
+
 def _parse_start(words: list[str], verb: str = "start") -> StartOptions:
     options: dict[str, Any] = {}
     magic = f"%hpc {verb}"
@@ -434,13 +493,21 @@ def _flag(word: str, flags: dict[str, str], magic: str, usage: str) -> tuple[str
     return flag, value if equals else None
 
 
+def _meaning(flag: str, magic: str) -> str:
+    flags = {
+        "%hpc scale": _SCALE_FLAGS,
+        "%hpc export": _EXPORT_FLAGS,
+        "%hpc check": _CHECK_FLAGS,
+        "%%hpc_parallel": _CELL_FLAGS,
+    }
+    return flags.get(magic, _START_FLAGS)[flag]
+
+
 def _value(flag: str, given: str | None, words: list[str], magic: str) -> str:
     if given is not None:
         return given
     if not words or words[0].startswith("--"):
-        _fail(
-            f"{magic} {flag} needs a value: {({**_CHECK_FLAGS, **_EXPORT_FLAGS, **_CELL_FLAGS, **_START_FLAGS})[flag]}"
-        )
+        _fail(f"{magic} {flag} needs a value: {_meaning(flag, magic)}")
     return words.pop(0)
 
 
@@ -476,6 +543,7 @@ def verb_words(verb: str) -> list[str]:
         "doctor": [*_START_FLAGS, "--install"],
         "check": list(_CHECK_FLAGS),
         "export": list(_EXPORT_FLAGS),
+        "scale": list(_SCALE_FLAGS),
         "init": ["--clear"],
         "timing": ["breakdown", "timeline"],
         "help": list(VERBS),

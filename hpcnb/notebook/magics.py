@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, magics_class
 
 from hpcnb.core.errors import ClusterStateError
-from hpcnb.notebook import arguments, awaiting, completion, initializing, restarting, show
+from hpcnb.notebook import arguments, awaiting, clients, completion, initializing, restarting, show
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -87,13 +87,17 @@ class HpcMagics(Magics):
         if (running := current() or starting()) is not None:  # a panel may be starting one
             running.start()  # says that it is running already, and what to type
         asked = options.start or arguments.StartOptions()
-        show.start(self.shell, Cluster(asked.num_ranks, **asked.keywords()))
+        show.start(self.shell, Cluster(asked.num_ranks, **clients.resolved(asked.keywords(), self.shell.user_ns)))
 
     def _doctor(self, options: arguments.VerbOptions) -> None:
         from hpcnb.cluster.doctor import doctor
 
         asked = options.start or arguments.StartOptions()
-        show.report(doctor(asked.num_ranks, install=options.is_installing, **asked.keywords()))
+        show.report(
+            doctor(
+                asked.num_ranks, install=options.is_installing, **clients.resolved(asked.keywords(), self.shell.user_ns)
+            )
+        )
 
     def _attach(self, options: arguments.VerbOptions) -> None:
         from hpcnb.cluster.cluster import current, starting
@@ -144,6 +148,10 @@ class HpcMagics(Magics):
     def _restart_rank(self, options: arguments.VerbOptions) -> None:
         cluster = _cluster()
         print(cluster.restart_rank(*arguments.ranks_of(options.words)))
+
+    def _scale(self, options: arguments.VerbOptions) -> None:
+        assert options.scale is not None, "the parser has read it"
+        show.scale(self.shell, _cluster(), options.scale)
 
     def _debug(self, options: arguments.VerbOptions) -> None:
         _cluster().debug(int(options.words[0]), view=show.cell_view(self.shell, show_time=False))

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from hpcnb.cluster.cluster import Cluster
     from hpcnb.cluster.preflight.checks import Report
     from hpcnb.cluster.result import CellResult
+    from hpcnb.notebook.arguments import ScaleOptions
 
 __all__ = [
     "aligned", "attach", "cell_view", "cluster_rows", "clusters", "duration", "init_cells", "name_of", "report",
-    "start", "status", "status_rows", "stop_all", "timing",
+    "scale", "start", "status", "status_rows", "stop_all", "timing",
 ]  # fmt: skip
 
 
@@ -50,41 +51,73 @@ def cell_view(shell: InteractiveShell, *, show_time: bool) -> CellView:
 
 def start(shell: InteractiveShell, cluster: Cluster) -> None:
     """Start the cluster and show its stages with their times as they are done."""
-    notebook = _in_notebook(shell)
-    if notebook:
+    if _in_notebook(shell):
         _warm_plots()
-    display_id = uuid.uuid4().hex
     stages: list[str] = []
-
-    def show(words: str, *, update: bool) -> None:
-        if notebook:
-            from IPython.display import display, update_display
-
-            bundle = {"text/plain": words, "text/html": f'<pre style="margin:0">{html.escape(words)}</pre>'}
-            (update_display if update else display)(bundle, raw=True, display_id=display_id)
+    line = _Line(shell)
 
     def on_stage(words: str) -> None:
         if stages and words.startswith("ranks ") and stages[-1].startswith("ranks "):
             stages[-1] = words
         else:
             stages.append(words)
-        show(" · ".join([head, *stages]), update=True)
+        line.show(" · ".join([head, *stages]))
 
     plural = "s" if cluster.world_size > 1 else ""
     head = f"starting {cluster.world_size} rank{plural} on this machine"
-    show(head, update=False)
+    line.show(head)
     try:
         cluster.start(on_stage)
     except KeyboardInterrupt:
         msg = "the start was interrupted, and nothing of it is left; start again with  %hpc start"
         raise LaunchError(msg) from None
     done = [stage for stage in cluster.start_stages if not stage.startswith("ranks ")]
-    words = f"{done[-1]} · mesh {cluster.mesh} · {' · '.join(done[:-1])}"
-    if notebook:
-        show(words, update=True)
-    else:
-        print(words)
+    line.end(f"{done[-1]} · mesh {cluster.mesh} · {' · '.join(done[:-1])}")
     _tell_of_others()
+
+
+def scale(shell: InteractiveShell, cluster: Cluster, options: ScaleOptions) -> None:
+    """Give the cluster another number of ranks, show how far it is, and what came of it."""
+    line = _Line(shell)
+    head = f"{cluster.world_size} -> {options.num_ranks} ranks"
+    line.show(head)
+    more = {name: value for name, value in (("hosts", options.hosts), ("nodes", options.nodes)) if value is not None}
+    scaled = cluster.scale(
+        options.num_ranks, mesh=options.mesh, on_stage=lambda words: line.show(f"{head} · {words}"), **more
+    )  # fmt: skip
+    line.end(repr(scaled))
+
+
+class _Line:
+    """Words that take each other's place in a notebook; in a terminal only the last are shown.
+
+    Args:
+        shell: Where we are.
+    """
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        self._in_notebook = _in_notebook(shell)
+        self._display_id = ""
+
+    def show(self, words: str) -> None:
+        """How far it is."""
+        if not self._in_notebook:
+            return
+        from IPython.display import display, update_display
+
+        bundle = {"text/plain": words, "text/html": f'<pre style="margin:0">{html.escape(words)}</pre>'}
+        if self._display_id:
+            update_display(bundle, raw=True, display_id=self._display_id)
+        else:
+            self._display_id = uuid.uuid4().hex
+            display(bundle, raw=True, display_id=self._display_id)
+
+    def end(self, words: str) -> None:
+        """What came of it."""
+        if self._in_notebook:
+            self.show(words)
+        else:
+            print(words)
 
 
 def _tell_of_others() -> None:

@@ -192,3 +192,34 @@ def test_inside_other_magics_the_cell_blocks_and_works():
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
     assert plain(notebook.cells[3].outputs)
+
+
+def test_a_cluster_grows_and_shrinks():
+    sources = [
+        "%load_ext hpcnb",
+        "%hpc scale 4",
+        "%hpc start 1 --threads 1",
+        "%%hpc_parallel --no-time\nkept = rank",
+        "%hpc scale 2",
+        "%%hpc_parallel --no-time --on 1\nworld_size, mesh.size()",
+        "%hpc scale 2",
+        "%hpc scale 3 --hosts n1",
+        "%hpc scale 1",
+        "%%hpc_parallel --no-time\nkept, world_size",
+        "%hpc scale --help",
+        "%hpc stop",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    NotebookClient(notebook, timeout=120, kernel_name="python3", allow_errors=True).execute()
+    cells = [cell.outputs for cell in notebook.cells]
+    assert error(cells[1]) == "ClusterStateError: no cluster is running; start one with  %hpc start 4"
+    (shown,) = cells[4]  # one line, whatever it said while ranks were added
+    first = shown.data["text/plain"].splitlines()[0]
+    assert first.startswith("2 ranks (1 new: 1) · mesh dp=2 · groups rebuilt (generation 1)")
+    assert first.endswith("names that rank 1 lacks: kept")
+    assert "(2, 2)" in plain(cells[5])
+    assert error(cells[6]) == "OptionError: the cluster has 2 ranks and mesh dp=2 already"
+    assert "cannot start more nodes yet (hosts='n1')" in error(cells[7])
+    assert plain(cells[8]).startswith("1 rank (1 removed) · mesh dp=1")
+    assert "(0, 1)" in plain(cells[9])
+    assert "--mesh" in plain(cells[10])

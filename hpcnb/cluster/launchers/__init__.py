@@ -18,6 +18,12 @@ LAUNCHERS = {
     "ssh": ("hpcnb.cluster.launchers.ssh", "SshLauncher"),
     "mpi": ("hpcnb.cluster.launchers.mpi", "MpiLauncher"),
     "slurm": ("hpcnb.cluster.launchers.slurm", "SlurmLauncher"),
+    "pbs": ("hpcnb.cluster.launchers.pbs", "PbsLauncher"),
+    "sge": ("hpcnb.cluster.launchers.sge", "SgeLauncher"),
+    "lsf": ("hpcnb.cluster.launchers.lsf", "LsfLauncher"),
+    "htcondor": ("hpcnb.cluster.launchers.htcondor", "HtcondorLauncher"),
+    "dask": ("hpcnb.cluster.launchers.dask", "DaskLauncher"),
+    "existing": ("hpcnb.cluster.launchers.existing", "ExistingLauncher"),
 }
 
 

@@ -7,6 +7,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hpcnb.cluster.launchers.command import Command
 from hpcnb.cluster.preflight.checks import Check
@@ -107,6 +108,14 @@ class NodeLauncher(ABC):
 
     def ended(self) -> None:  # noqa: B027 - most leave nothing here
         """The cluster has ended: nothing of it is left here."""
+
+    def lasting(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options by which another notebook makes a launcher of the same nodes: numbers, texts and lists of these.
+
+        Args:
+            options: That this one was made with; they are, by default.
+        """
+        return options
 
 
 def hosts_of(hosts: str | Sequence[str] | None) -> list[str]:

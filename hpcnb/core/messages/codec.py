@@ -34,7 +34,7 @@ else:
         return lambda decorator: decorator
 
 
-PROTOCOL = 3
+PROTOCOL = 4
 #: No single message is larger; what is larger is refused before it is read into memory.
 MAX_MESSAGE_BYTES = 1 << 30
 #: A set of ranks in a message has no higher rank: walking over a set takes time that grows with its highest.

@@ -14,6 +14,7 @@ __all__ = [
     "GroupMade",
     "InputRequest",
     "InterruptCell",
+    "LeaveRank",
     "LookAtRank",
     "RankClear",
     "RankDisplay",
@@ -135,6 +136,11 @@ class InterruptCell(Message):
 
     cell: int
     number: int  # of interrupts of this process, from 1
+
+
+@message
+class LeaveRank(Message):
+    """For a rank's link thread: the cluster goes on without this rank, which ends."""
 
 
 @message

@@ -25,6 +25,7 @@ __all__ = [
     "Release",
     "RestartRanks",
     "RunCell",
+    "Scale",
     "Shutdown",
     "StopAtBoundary",
 ]
@@ -153,6 +154,27 @@ class Rebuild(Message):
     new: RankSet  # processes that join; they make the groups that have a number for a name
     num_groups: int  # that torch has counted, on the rank that has counted most: names of groups are numbers
     partial: list[str]  # names of groups that not all of their ranks have
+
+
+@message
+class Scale(Message):
+    """Give the cluster another number of ranks: ``ranks`` stay and build their process groups again.
+
+    Ranks in ``new`` are forked, those beyond ``world_size`` are ended. The rest is as in RestartRanks and Rebuild.
+    """
+
+    cell: int
+    ranks: RankSet
+    generation: int
+    dead: RankSet
+    new: RankSet
+    num_groups: int
+    partial: list[str]
+    groups: Groups
+    world_size: int
+    mesh: str
+    placement: list[list[int]]  # ranks of each node; empty where there is one
+    size_before: int  # meshes over so many ranks keep a group of them; 0 where a change that failed is undone
 
 
 @message

@@ -28,6 +28,7 @@ __all__ = [
     "RankStates",
     "Refused",
     "Replies",
+    "Scaled",
     "Stage",
     "StartFailed",
     "Welcome",
@@ -90,6 +91,15 @@ class NodeLost(Message):
     node: int
     host: str
     why: str
+
+
+@message
+class Scaled(Message):
+    """The cluster has another number of ranks from now on; the new ones are not ready yet."""
+
+    world_size: int
+    mesh: str
+    placement: list[list[int]]  # ranks of each node; empty where there is one
 
 
 @message

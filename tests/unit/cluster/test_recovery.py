@@ -38,6 +38,9 @@ class FakeCluster:
         self.generation += 1
         return self.generation
 
+    async def rebuild(self):
+        return await recovery.rebuild(self, self.alive, RankSet.all(4) - self.alive)
+
     async def serve(self, make, ranks, *, label, timeout_s, needs=None):
         message = make(17, ranks)
         self.asked.append(message)

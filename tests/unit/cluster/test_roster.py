@@ -56,3 +56,23 @@ def test_ours_runs_on_when_another_one_of_ours_is_taken_back(roster):
     assert roster.busy == RankSet([0])
     roster.hear(m.RankExited(0, 1, -9, [], False, "", "", 0.0, False))
     assert roster.busy == RankSet()
+
+
+def test_ranks_that_are_added_are_dead_until_they_are_ready(roster):
+    roster.hear(m.Scaled(6, "dp=6", []))
+    assert (roster.alive, roster.dead) == (RankSet.all(4), RankSet([4, 5]))
+    for rank in (4, 5):
+        roster.hear(m.RankReady(rank, 1, "n1", "cpu", {}))
+    assert roster.alive == RankSet.all(6)
+    assert roster.hosts()[4:] == ("n1", "n1")
+
+
+def test_ranks_that_are_removed_are_forgotten(roster):
+    roster.begin(RankSet([1, 3]), 5)
+    roster.hear(m.RankExited(2, 1, -9, [], False, "", "", 0.0, False))
+    roster.hear(m.Scaled(2, "dp=2", []))
+    assert (roster.alive, roster.dead, roster.busy) == (RankSet.all(2), RankSet(), RankSet([1]))
+    roster.hear(m.RankExited(3, 1, -9, [], False, "", "", 0.0, False))  # of the one that was removed
+    assert roster.dead == RankSet()
+    roster.hear(m.Scaled(4, "dp=4", []))
+    assert roster.dead == RankSet([2, 3])

@@ -16,6 +16,7 @@ from hpcnb.cluster.inbox import drive, drive_async
 from hpcnb.cluster.submission import Submitter
 from hpcnb.core import messages as m
 from hpcnb.core.errors import CellInterrupted, ClusterStateError, TransferError
+from hpcnb.core.mesh import MeshSpec
 from hpcnb.core.ranks import RankSet
 
 ALL = RankSet.all(2)
@@ -54,13 +55,16 @@ class FakeAgent:
         self.notebooks, self.unseen = 1, []
         self.link = SimpleNamespace(send=self.send)
         self.folder = SimpleNamespace(flood=lambda cell, rank: Path(f"{cell}-{rank}"))
-        self.submitter = Submitter(2, lambda: self, grace_s=1.0, **{"auto_restart": False, **options})
+        self.submitter = Submitter(
+            MeshSpec.parse("dp=2"), lambda: self, grace_s=1.0, **{"auto_restart": False, **options}
+        )
 
     def check(self):
         pass
 
     def ask(self, question):
-        described = {"generation": 3, "notebooks": self.notebooks, "unseen": self.unseen, "running": []}
+        described = {"generation": 3, "notebooks": self.notebooks, "unseen": self.unseen, "running": [],
+                     "is_half_scaled": False}  # fmt: skip
         return {"cluster": described, "init cells": [["init()", "cell 1", 1, ALL]], "status": []}[question]
 
     def say(self, *messages):

@@ -24,8 +24,10 @@ from hpcnb.core.board import (
     generation_of,
     new_board,
     number_of,
+    room_for,
     stamp,
 )
+from hpcnb.core.ranks import RankSet
 from hpcnb.core.spans import RingReader, RingWriter, ring_bytes
 
 FIRST = 4  # this node holds ranks 4 and 5
@@ -34,7 +36,7 @@ FIELDS = len(Issued._fields) - 1
 
 @pytest.fixture
 def board():
-    return Board(new_board(2), FIRST)
+    return Board(new_board(2), RankSet(range(FIRST, FIRST + 2)))
 
 
 @pytest.fixture
@@ -51,15 +53,15 @@ def reader(board):
 
 
 def test_a_node_holds_its_ranks(board):
-    assert board.num_ranks == 2
+    assert board.room == 2
     assert [rank for rank in range(8) if board.holds(rank)] == [4, 5]
 
 
 @pytest.mark.parametrize("num_ranks", [1, 3, 17])
 def test_room_for_every_rank(num_ranks):
     memory = new_board(num_ranks)
-    board = Board(memory, 0)
-    assert board.num_ranks == num_ranks
+    board = Board(memory, RankSet.all(num_ranks))
+    assert board.room == num_ranks
     assert len(board.ring(num_ranks - 1)) == ring_bytes(NUM_SLOTS)
     assert len(board.channels(num_ranks - 1)) == NUM_CHANNELS * (24 + HISTORY * 24)
     assert len(memory) % mmap.PAGESIZE == 0
@@ -100,7 +102,7 @@ def test_parts_of_a_region_do_not_overlap(board):
 def test_processes_share_it(board):
     writer = ChannelWriter(board.channels(5))
     writer.publish(writer.open(7), stamp(0, 1), (1, 2, 3, 4))
-    other = Board(board._view.obj, FIRST)  # as a forked process has it
+    other = Board(board._view.obj, RankSet(range(FIRST, FIRST + 2)))  # as a forked process has it
     assert ChannelReader(other.channels(5)).newest(0) == stamp(0, 1)
 
 
@@ -185,7 +187,7 @@ def test_an_operation_that_was_published_is_found(writer, reader):
 
 @given(generations, st.integers(1, 3 * HISTORY), st.integers(1, 3 * HISTORY))
 def test_the_last_operations_can_be_looked_up(generation, num_issued, asked):
-    board = Board(new_board(1), 0)
+    board = Board(new_board(1), RankSet.all(1))
     writer, reader = ChannelWriter(board.channels(0)), ChannelReader(board.channels(0))
     at = writer.open(11)
     for number in range(1, num_issued + 1):
@@ -275,7 +277,7 @@ counts = st.integers(0, 2**32 - 1)
 
 @given(st.sampled_from(Activity), st.booleans(), st.booleans(), counts, counts, counts)
 def test_what_a_rank_says_of_itself_comes_back(activity, waits, in_loop, cell, reached, passed):
-    board = Board(new_board(2), FIRST)
+    board = Board(new_board(2), RankSet(range(FIRST, FIRST + 2)))
     said = ActivityState(activity, waits, in_loop, cell, reached, passed)
     board.tell_activity(5, said)
     assert board.activity(5) == said
@@ -284,7 +286,7 @@ def test_what_a_rank_says_of_itself_comes_back(activity, waits, in_loop, cell, r
 
 @given(counts, st.sampled_from(StopState), counts)
 def test_the_request_to_stop_comes_back(cell, state, boundary):
-    board = Board(new_board(1), 0)
+    board = Board(new_board(1), RankSet.all(1))
     assert board.stop_asked() == (0, StopState.NONE, 0)
     board.ask_stop(cell, state, boundary)
     assert board.stop_asked() == (cell, state, boundary)
@@ -329,3 +331,23 @@ def test_no_key_says_that_there_is_no_channel(monkeypatch):
 
     monkeypatch.setattr(board_module.hashlib, "blake2b", Ones)
     assert channel_key("any") == 1
+
+
+def test_ranks_that_come_and_go_leave_the_places_of_others_alone():
+    board = Board(new_board(4), RankSet([2, 3]))
+    board.channels(3)[0] = 7
+    board.tell_activity(3, ActivityState(Activity.CELL, False, False, 5, 1, 1))
+    board.seat(RankSet([2, 3, 8]))
+    assert (board.room, board.place(8), board.holds(8), board.holds(4)) == (4, 2, True, False)
+    board.tell_activity(8, ActivityState(Activity.CELL, False, False, 6, 1, 1))
+    assert (board.channels(3)[0], board.activity(3).cell, board.activity(8).cell) == (7, 5, 6)
+    board.seat(RankSet([2, 3]))
+    board.free(2)
+    assert not board.holds(8)
+    assert board.activity(3).cell == 5
+    board.seat(RankSet([2, 3, 9]))
+    assert board.activity(9).cell == 0  # nothing is left of who was there
+
+
+def test_there_is_room_to_grow_for_little():
+    assert (room_for(2), room_for(16), room_for(100)) == (64, 64, 400)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpcnb.core.launch import AgentSpec, RunFolder, agent_environment, runtime_root
+from hpcnb.core.ranks import RankSet
 
 
 @pytest.fixture
@@ -93,3 +95,38 @@ def test_names_of_files(root):
     ]  # fmt: skip
     assert len(set(names)) == len(names)
     assert all(folder.path in name.parents for name in names)  # removed with the folder
+
+
+def test_a_connection_file_that_is_still_empty_is_none_yet(tmp_path):
+    folder = RunFolder.create("name", root=tmp_path / "root")
+    path = folder.connection_file("engine")
+    assert not folder.has_controller
+    path.parent.mkdir(parents=True)
+    path.touch()  # the controller makes it before it writes
+    assert not folder.has_controller
+    path.write_text("{}")
+    assert folder.has_controller
+
+
+def test_a_spec_of_another_size(spec, tmp_path):
+    path = tmp_path / "cluster.json"
+    spec.save(path)
+    scaled = spec.scaled(6, "dp=6", [], groups_before_mesh=4)
+    assert (scaled.world_size, scaled.own_ranks, scaled.is_head) == (6, RankSet.all(6), False)
+    scaled.save_again(path)
+    assert AgentSpec.load(path) == scaled
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_ranks_of_nodes_of_another_size(spec):
+    head = dataclasses.replace(spec, layout=[2, 2], node=-1, num_ranks=0)
+    assert head.own_ranks == RankSet()
+    placement = [[0, 1, 4], [2, 3, 5]]
+    scaled = head.scaled(6, "dp=6", placement, groups_before_mesh=4)
+    assert scaled.is_head
+    assert scaled.layout == [3, 3]
+    assert scaled.ranks_of_nodes == [RankSet([0, 1, 4]), RankSet([2, 3, 5])]
+    node = dataclasses.replace(head, node=1, first_rank=2, num_ranks=2)
+    assert node.own_ranks == RankSet([2, 3])
+    assert node.scaled(6, "dp=6", placement, groups_before_mesh=4).own_ranks == RankSet([2, 3, 5])

@@ -110,3 +110,27 @@ def test_what_does_not_fit(world_size, text, words):
 def test_an_axis_that_is_not_there():
     with pytest.raises(MeshError, match="no axis 'pp'; this mesh has dp, tp"):
         MeshSpec.parse("dp=2,tp=2").size_of("pp")
+
+
+@given(meshes(), st.integers(1, 5))
+def test_the_first_axis_grows_and_shrinks(mesh, size):
+    num_ranks = mesh.num_ranks // mesh.sizes[0] * size
+    assert mesh.resized(num_ranks) == MeshSpec(mesh.axes, (size, *mesh.sizes[1:]))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "num_ranks", "words"),
+    [
+        ("dp=2,tp=2", 5, "4 and 6 fit, or name all sizes:  %hpc scale 5 --mesh dp=5,tp=1"),
+        ("dp=2,tp=2", 1, "; 2 fit, or name all sizes:  %hpc scale 1 --mesh dp=1,tp=1"),
+        (
+            "dp=1,tp=2,pp=2",
+            6,
+            "mesh dp=1,tp=2,pp=2 cannot have 6 ranks by growing or shrinking its first axis dp; 4 and 8",
+        ),
+    ],
+)
+def test_a_first_axis_that_cannot(mesh, num_ranks, words):
+    with pytest.raises(MeshError) as raised:
+        MeshSpec.parse(mesh).resized(num_ranks)
+    assert words in str(raised.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hpcnb.core.board import Activity, ActivityState, Board, StopState, new_board
+from hpcnb.core.ranks import RankSet
 from hpcnb.engine import boundary as boundary_module
 from hpcnb.engine.boundary import Boundary
 
@@ -13,7 +14,7 @@ CELL = 5
 
 @pytest.fixture
 def board():
-    return Board(new_board(3), 2)
+    return Board(new_board(3), RankSet(range(2, 2 + 3)))
 
 
 @pytest.fixture

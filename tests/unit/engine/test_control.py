@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hpcnb.core.messages import InputReply, InterruptCell, LookAtRank, ReleaseRank, Shutdown
+from hpcnb.core.messages import InputReply, InterruptCell, LeaveRank, LookAtRank, ReleaseRank, Shutdown
 from hpcnb.engine import control as control_module
 from hpcnb.engine import groups
 from hpcnb.engine.control import Control
@@ -23,7 +23,7 @@ class Rank:
         self.control = Control(
             3, SimpleNamespace(send=self.sent.append), SimpleNamespace(break_groups=remember("broken")),
             SimpleNamespace(interrupt=remember("interrupt")), SimpleNamespace(answer=remember("answer")),
-            current_cell=lambda: 5, end=remember("end"),
+            current_cell=lambda: 5, end=remember("end"), leave=remember("leave"),
         )  # fmt: skip
 
 
@@ -35,9 +35,9 @@ def rank(monkeypatch):
 
 def test_messages_are_carried_out(rank):
     answer = InputReply(*[None] * len(InputReply._names))
-    for message in (InterruptCell(5, 2), answer, Shutdown("bye")):
+    for message in (InterruptCell(5, 2), answer, Shutdown("bye"), LeaveRank()):
         rank.control.hear(message)
-    assert rank.happened == [("interrupt", 5, 2), ("answer", answer), ("end",)]
+    assert rank.happened == [("interrupt", 5, 2), ("answer", answer), ("end",), ("leave",)]
     assert rank.sent == []
 
 

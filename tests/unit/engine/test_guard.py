@@ -52,7 +52,7 @@ class Rank:
 
 @pytest.fixture
 def board():
-    return Board(new_board(4), 0)
+    return Board(new_board(4), RankSet.all(4))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import torch
 
 from hpcnb.core.board import HISTORY, NUM_SLOTS, Board, ChannelReader, new_board
 from hpcnb.core.errors import CollectiveMismatch
+from hpcnb.core.ranks import RankSet
 from hpcnb.core.spans import RingWriter
 from hpcnb.engine.guard import Guard
 from hpcnb.engine.ledger import BLOCK
@@ -38,7 +39,7 @@ def store():
 
 @pytest.fixture
 def guards(store):
-    board = Board(new_board(2), 0)
+    board = Board(new_board(2), RankSet.all(2))
     made = [Guard(board, rank, RingWriter(board.ring(rank), NUM_SLOTS), lambda _: None) for rank in range(2)]
     for guard in made:
         guard.store = store

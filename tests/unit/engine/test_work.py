@@ -10,6 +10,7 @@ import torch
 
 from hpcnb.core.board import NUM_SLOTS, Board, new_board, stamp
 from hpcnb.core.errors import CollectiveAborted
+from hpcnb.core.ranks import RankSet
 from hpcnb.core.spans import SPAN, Flag, Kind, RingReader, RingWriter, SpanRecord
 from hpcnb.engine import futures as futures_module
 from hpcnb.engine import recorder as recorder_module
@@ -51,7 +52,7 @@ class Inner:
 
 class Rank:
     def __init__(self):
-        self.board = Board(new_board(1), 0)
+        self.board = Board(new_board(1), RankSet.all(1))
         ring = RingWriter(self.board.ring(0), NUM_SLOTS)
         self.recorder = Recorder(ring)
         self.guard = Guard(self.board, 0, ring, lambda _: None)

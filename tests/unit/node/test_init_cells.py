@@ -57,3 +57,17 @@ def test_cells_that_fail_do_not_pile_up():
     assert cells.rows() == []
     cells.went_well(99)
     assert len(cells.rows()) == 1
+
+
+def test_what_ran_on_all_ranks_is_for_all_ranks_of_another_number():
+    cells = InitCells()
+    only = m.RunCell(2, RankSet([1]), "b = 1", "cell In[2]", 2, False, 40, 4000, True)
+    for message in (cell(1, "a = 1"), only, cell(3, "c = 1")):
+        cells.began(message)
+        if message.cell < 3:
+            cells.went_well(message.cell)
+    cells.scaled(2, 4)
+    cells.went_well(3)
+    assert [ranks for *_, ranks in cells.rows()] == [RankSet.all(4), RankSet([1]), RankSet.all(4)]
+    cells.scaled(4, 1)
+    assert [ranks for *_, ranks in cells.rows()] == [RankSet.all(1), RankSet([1]), RankSet.all(1)]

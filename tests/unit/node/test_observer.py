@@ -36,7 +36,7 @@ class Node:
     """Three ranks, numbered from 4, as their agent sees them."""
 
     def __init__(self, folder):
-        self.board = Board(new_board(3), 4)
+        self.board = Board(new_board(3), RankSet(range(4, 4 + 3)))
         self.processes, self.rings, self.channels = {}, {}, {}
         for rank in (4, 5, 6):
             process = RankProcess(rank, folder, self.board.ring(rank))

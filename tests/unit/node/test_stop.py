@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcnb.core.board import Activity, ActivityState, Board, StopState, new_board
+from hpcnb.core.ranks import RankSet
 from hpcnb.node.stop import Stop, decide
 
 CELL = 5
@@ -80,7 +81,7 @@ class Rank:
 @given(st.data(), st.integers(1, 4), st.integers(1, 3))
 def test_ranks_stop_at_the_same_boundary_however_they_run(data, num_ranks, num_nodes):
     num_nodes = min(num_nodes, num_ranks)
-    boards = [Board(new_board(num_ranks), 0) for _ in range(num_nodes)]
+    boards = [Board(new_board(num_ranks), RankSet.all(num_ranks)) for _ in range(num_nodes)]
     ranks = [Rank(boards[rank % num_nodes], rank, num_turns=300) for rank in range(num_ranks)]
     stops = [Stop(board) for board in boards]
     for rank in ranks:
@@ -115,7 +116,7 @@ def test_ranks_stop_at_the_same_boundary_however_they_run(data, num_ranks, num_n
 
 @pytest.fixture
 def board():
-    board = Board(new_board(3), 0)
+    board = Board(new_board(3), RankSet.all(3))
     for rank in range(3):
         board.tell_activity(rank, state(3, 3))
     return board
@@ -174,7 +175,7 @@ def test_a_request_lasts_as_long_as_its_cell(board, is_decided, running):
 
 @pytest.mark.parametrize(("cell", "is_withdrawn"), [(CELL, True), (0, True), (CELL - 1, False)])
 def test_an_interrupt_withdraws_the_request_of_its_own_cell(cell, is_withdrawn):
-    board = Board(new_board(1), 0)
+    board = Board(new_board(1), RankSet.all(1))
     board.tell_activity(0, state(0, 0))
     stop = Stop(board)
     assert stop.ask(CELL, [0])

@@ -12,6 +12,7 @@ from hpcnb.notebook.arguments import (
     CellOptions,
     CheckOptions,
     ExportOptions,
+    ScaleOptions,
     StartOptions,
     VerbOptions,
     parse_cell,
@@ -218,3 +219,29 @@ def test_doctor_takes_what_start_takes():
         parse_hpc("start --install")
     with pytest.raises(MagicError, match=r"%hpc doctor has no option '--host' \(did you mean --hosts"):
         parse_hpc("doctor --host n1")
+
+
+def test_scale_lines():
+    assert parse_hpc("scale 8").scale == ScaleOptions(8)
+    assert parse_hpc("scale --mesh dp=3,tp=2 6").scale == ScaleOptions(6, mesh="dp=3,tp=2")
+    assert parse_hpc("scale 6 --hosts n3 --nodes=1").scale == ScaleOptions(6, hosts="n3", nodes=1)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("scale", "%hpc scale needs the number of ranks, for example  %hpc scale 4; write  %hpc scale RANKS"),
+        ("scale 0", "RANKS 0: this is a whole number above 0"),
+        ("scale -2", "RANKS -2: this is a whole number above 0"),
+        ("scale many", "RANKS many: this is a whole number above 0"),
+        ("scale 4 5", "the number of ranks is given twice, 4 and 5"),
+        ("scale 4 --grace 3", "%hpc scale has no option '--grace'"),
+        ("scale 4 --mesh", "%hpc scale --mesh needs a value: axis names"),
+        ("scale 4 --hosts", "%hpc scale --hosts needs a value: for ssh and mpi: more hosts"),
+        ("scale 4 --nodes x", "--nodes x: this is a whole number above 0"),
+    ],
+)
+def test_bad_scale_lines(line, words):
+    with pytest.raises(MagicError) as raised:
+        parse_hpc(line)
+    assert words in str(raised.value)
