@@ -34,6 +34,7 @@ __all__ = [
     "attach",
     "clusters",
     "current",
+    "doctor",
     "load_ipython_extension",
     "panel",
     "stop_all",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
     from hpcnb.cluster.attach import attach, clusters, stop_all
     from hpcnb.cluster.cluster import Cluster, current
+    from hpcnb.cluster.doctor import doctor
     from hpcnb.cluster.result import CellResult
     from hpcnb.core.errors import CellFailed, CollectiveAborted, CollectiveError, CollectiveMismatch, HpcnbError
     from hpcnb.notebook.panel import panel
@@ -56,6 +58,7 @@ _WHERE = {
     "clusters": "hpcnb.cluster.attach",
     "stop_all": "hpcnb.cluster.attach",
     "current": "hpcnb.cluster.cluster",
+    "doctor": "hpcnb.cluster.doctor",
     "CellResult": "hpcnb.cluster.result",
     "CellFailed": "hpcnb.core.errors",
     "CollectiveAborted": "hpcnb.core.errors",

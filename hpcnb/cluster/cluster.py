@@ -24,6 +24,7 @@ from hpcnb.cluster.node import Node
 from hpcnb.cluster.nodes import Nodes
 from hpcnb.cluster.result import CellResult
 from hpcnb.cluster.submission import Submitter
+from hpcnb.cluster.visit import Plan
 from hpcnb.core import lifecycle, placement, replicas, tree, watch
 from hpcnb.core import messages as m
 from hpcnb.core.errors import CellInterrupted, ClusterStateError, LaunchError, OptionError, TransferError
@@ -150,6 +151,12 @@ class Cluster:
         return self.mesh.num_ranks
 
     @property
+    def plan(self) -> Plan:
+        """What a start would do, for the checks of ``hpcnb.doctor``."""
+        layout = [self.world_size] if self._launcher is None else self._launcher.layout
+        return Plan(self.name, layout, self._launcher, self._python, self._environment)
+
+    @property
     def running(self) -> bool:
         """Whether the cluster has been started and not stopped."""
         return self._node is not None and self._state.phase == "running"
@@ -201,6 +208,13 @@ class Cluster:
                 on_stage=tell,
                 nodes=self._submitter.nodes,
             )
+        except LaunchError as error:
+            from hpcnb.cluster import doctor  # only when a start has failed
+
+            # ahead of the end, which removes logs
+            explained = doctor.explained(error, self.plan, self._submitter.nodes, self._node)
+            self.stop()
+            raise explained from None
         except BaseException:
             self.stop()
             raise

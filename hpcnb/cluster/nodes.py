@@ -18,6 +18,8 @@ __all__ = ["Nodes"]
 
 #: Launches are looked at so often.
 _LOOK_S = 0.05
+#: Of what was said by nodes that have not joined, so many lines are told.
+_MOST_SAID = 3
 
 
 class Nodes:
@@ -36,6 +38,7 @@ class Nodes:
         self._folders: dict[int, tuple[str, RunFolder]] = {}
         self._address = ""
         self._told = ""
+        self.problem: Problem | None = None  #: Of the launch that failed last.
         self._ranks = spec.ranks_of_nodes
 
     @property
@@ -77,6 +80,7 @@ class Nodes:
         if isinstance(message, m.Listening):
             self.launch()
         if (problem := self.look()) is not None:
+            self.problem = problem
             return [lifecycle.StartFailure(problem.reason, problem.lines, problem.version_mismatch)]
         if (words := self.words()) in ("", self._told):
             return []
@@ -90,6 +94,20 @@ class Nodes:
     def words(self) -> str:
         """How far the launch is; "" for nothing of note."""
         return self._launcher.words() if self._launcher is not None else ""
+
+    def missing(self) -> str:
+        """Which nodes have not joined, and what they said last; "" if all have."""
+        launcher = self._launcher
+        if launcher is None or len(self._here) == len(self._ranks):
+            return ""
+        names = [launcher.called(node) for node in range(len(self._ranks)) if node not in self._here]
+        said = [f"said last: {line.strip()}" for line in launcher.said()[-_MOST_SAID:]] or ["said nothing"]
+        have = f"node{'s' if len(names) > 1 else ''} {', '.join(names)} ha{'ve' if len(names) > 1 else 's'} not joined"
+        return "; ".join(filter(None, [have, launcher.words(), *said]))
+
+    def logs(self) -> list[str]:
+        """Files on the nodes that have joined, with what their agents wrote."""
+        return [str(folder.agent_log) for _, folder in self._folders.values()]
 
     @property
     def is_queued(self) -> bool:
@@ -142,10 +160,7 @@ class Nodes:
                 if self.is_queued:
                     until_s = time.monotonic() + timeout_s
                 if time.monotonic() > until_s:
-                    numbers = ", ".join(map(str, missing))
-                    msg = (
-                        f"node {numbers} has not joined within {timeout_s:.0f} s; {self.words() or 'nothing is known'}"
-                    )
+                    msg = f"not within {timeout_s:.0f} s: {self.missing()};  %hpc doctor  checks what is wrong"
                     raise LaunchError(msg)
             self.started()
         finally:

@@ -151,7 +151,7 @@ def _await_ready(
             if (status := node.agent.ended()) is not None:
                 events = [lifecycle.AgentEnded(f"the node agent ended with status {status}", node.agent.log_lines())]
             elif time.monotonic() > deadline_s:
-                events = [lifecycle.Deadline(timeout_s, nodes.words() if nodes is not None else "")]
+                events = [lifecycle.Deadline(timeout_s, nodes.missing() if nodes is not None else "")]
         for event in events:
             state, actions = lifecycle.advance(state, event)
             for action in actions:
@@ -210,7 +210,7 @@ def _lifecycle_events(message: m.Message | watch.Event) -> list[lifecycle.Event]
         case m.Scaled():
             event = lifecycle.Resized(message.world_size)
         case m.RankExited():
-            event = lifecycle.RankEnded(message.rank, message.status, tuple(message.last_lines))
+            event = lifecycle.RankEnded(message.rank, message.status, tuple(message.last_lines), message.how)
         case m.StartFailed():
             event = lifecycle.StartFailure(message.reason, tuple(message.log_lines))
         case m.Farewell():

@@ -23,8 +23,8 @@ from hpcnb.core.ranks import RankSet
 from hpcnb.core.tree import FANOUT, Tree
 from hpcnb.core.watch import GRACE_S
 
-__all__ = ["IDLE_TIMEOUT_S", "SILENCE_S", "STACK_SIGNAL", "TICKET_VARIABLE", "AgentSpec", "RunFolder", "Ticket",
-           "agent_environment", "runtime_root"]  # fmt: skip
+__all__ = ["IDLE_TIMEOUT_S", "MAX_SOCKET_PATH", "SILENCE_S", "STACK_SIGNAL", "TICKET_VARIABLE", "AgentSpec",
+           "RunFolder", "Ticket", "agent_environment", "runtime_root"]  # fmt: skip
 
 
 #: Makes a rank write its stack from C, without the interpreter. Users' code and libraries use SIGUSR1, SIGUSR2 and the
@@ -253,7 +253,7 @@ def runtime_root(kind: str = "") -> Path:
 
 
 #: The kernel's limit on the path of a unix socket.
-_MAX_SOCKET_PATH = 107
+MAX_SOCKET_PATH = 107
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ class RunFolder:
             raise PermissionError(msg)
         safe = "".join(letter if letter.isalnum() else "_" for letter in cluster_name)[:24]
         path = root / f"{safe}-{secrets.token_hex(4)}"
-        if len(os.fsencode(cls(path).agent_socket)) > _MAX_SOCKET_PATH:
+        if len(os.fsencode(cls(path).agent_socket)) > MAX_SOCKET_PATH:
             msg = (
                 f"{path} is too long for the sockets in it; set HPCNB_RUNTIME_DIR to a shorter folder, for example /tmp"
             )

@@ -80,11 +80,12 @@ class Resized:
 
 @dataclass(frozen=True)
 class RankEnded:
-    """A rank's process ended: its status as in ``Popen.returncode``, and its last lines."""
+    """A rank's process ended: its status as in ``Popen.returncode``, its last lines, and how, where no status tells."""
 
     rank: int
     status: int
     last_lines: tuple[str, ...] = ()
+    how: str = ""
 
 
 @dataclass(frozen=True)
@@ -210,8 +211,8 @@ def _failure(state: Lifecycle, event: Event) -> Fail:
     if isinstance(event, Refusal):
         return Fail(event.reason, version_mismatch=True)
     if isinstance(event, RankEnded):
-        how = f"signal {-event.status}" if event.status < 0 else f"status {event.status}"
-        return Fail(_with_log(f"rank {event.rank} ended with {how} before it was ready", event.last_lines))
+        how = f"ended with signal {-event.status}" if event.status < 0 else f"ended with status {event.status}"
+        return Fail(_with_log(f"rank {event.rank} {event.how or how} before it was ready", event.last_lines))
     if isinstance(event, StartFailure):
         return Fail(_with_log(event.reason, event.log_lines), event.version_mismatch)
     if isinstance(event, AgentEnded):

@@ -1,9 +1,9 @@
 """``python -m hpcnb.node.join --node N``: become the agent of node N of a cluster whose ticket comes on stdin.
 
 Asks the head of the cluster what this node is to be, makes a folder for it, and becomes ``python -m hpcnb.node``: in
-the background, so that whoever launched it (a login over SSH) may go, or with ``--stay`` in its place, so that a
+the background, so that whoever launched it (a login over SSH) may go, or with ``--stay`` as its child, so that a
 scheduler sees the life of the node. With ``--carrier`` it does not outlive the process that started it. What goes wrong
-is said in the last line of stderr.
+is said in the last lines of stderr.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import dataclasses
 import fcntl
 import os
 import platform
+import signal
 import socket
 import struct
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import zmq
 
@@ -25,6 +27,7 @@ from hpcnb.core import alive
 from hpcnb.core import messages as m
 from hpcnb.core.launch import TICKET_VARIABLE, AgentSpec, RunFolder, Ticket, agent_environment, runtime_root
 from hpcnb.core.version import __version__
+from hpcnb.node.template import die_with_parent
 from hpcnb.node.uplink import connect
 
 __all__ = ["main"]
@@ -36,6 +39,8 @@ _ANSWER_S = 60.0
 #: Meanwhile it is looked for so often.
 _LOOK_S = 0.02
 _SIOCGIFADDR = 0x8915
+#: A shell's status for a process that a signal ended.
+_BY_SIGNAL = 128
 #: Variables in which launchers tell a process its number.
 _NUMBERS = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 
@@ -60,12 +65,29 @@ def main(arguments: list[str] | None = None) -> None:
         folder = _prepare(spec, files)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
-    if not options.stay and (pid := os.fork()):
+    # a carrier is the agent's parent itself, and hears how it ended
+    if not options.carrier and (pid := os.fork()):
+        if options.stay:
+            _accompany(pid, folder)
         _see_off(pid, folder)
         os._exit(0)
-    if not options.stay:
+    if options.stay and not options.carrier:
+        die_with_parent()
+    elif not options.stay:
         os.setsid()
     _become_agent(spec, folder, own_address)
+
+
+def _accompany(pid: int, folder: RunFolder) -> NoReturn:
+    """Live as long as the agent; what its log ends with is said if it could not do so itself, which removes the log."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, _: os.kill(pid, number))
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if folder.path.exists():
+        sys.stderr.write("\n".join([*_last_words(folder, code), ""]))
+        sys.stderr.flush()
+    os._exit(code if code >= 0 else _BY_SIGNAL - code)
 
 
 def _see_off(pid: int, folder: RunFolder) -> None:
@@ -74,10 +96,20 @@ def _see_off(pid: int, folder: RunFolder) -> None:
     while not folder.joined.exists() and time.monotonic() < deadline_s:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
-            lines = folder.log_lines() or [f"its agent ended with status {os.waitstatus_to_exitcode(status)}"]
-            folder.remove()
-            sys.exit("\n".join(lines))
+            sys.exit("\n".join(_last_words(folder, os.waitstatus_to_exitcode(status))))
         time.sleep(_LOOK_S)
+
+
+def _last_words(folder: RunFolder, code: int) -> list[str]:
+    """What an agent has left that ended too early; its folder is removed."""
+    lines = folder.log_lines()
+    folder.remove()
+    # one that ended by itself says why in its last line
+    return (
+        [*lines, f"its agent ended with signal {-code}"]
+        if code < 0
+        else lines or [f"its agent ended with status {code}"]
+    )
 
 
 def _ticket(path: Path | None) -> Ticket:

@@ -9,7 +9,7 @@ import difflib
 import keyword
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn
 
 from hpcnb.core.errors import MagicError
@@ -51,6 +51,12 @@ class StartOptions:
     silence_s: float = SILENCE_S
     launcher_options: dict[str, Any] = field(default_factory=dict)
 
+    def keywords(self) -> dict[str, Any]:
+        """All but the number of ranks, as ``hpcnb.Cluster`` and ``hpcnb.doctor`` take them."""
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        del given["num_ranks"], given["launcher_options"]
+        return given | self.launcher_options
+
 
 @dataclass(frozen=True)
 class CheckOptions:
@@ -90,6 +96,7 @@ class VerbOptions:
     words: tuple[str, ...] = ()
     start: StartOptions | None = None
     check: CheckOptions | None = None
+    is_installing: bool = False
     export: ExportOptions | None = None
     scale: ScaleOptions | None = None
     of_all: bool = False
@@ -151,6 +158,7 @@ _LAUNCHER_FLAGS = (
     "--connection-file",
 )  # fmt: skip
 _LAUNCHER_NUMBERS = ("--ranks-per-node", "--port", "--nodes", "--gpus-per-node", "--cpus-per-node")
+_INSTALL = "put this hpcnb on nodes that have none, or another version; nothing else is installed"
 _SCALE_FLAGS = {
     "--mesh": "axis names and sizes; without it the first axis grows or shrinks",
     "--hosts": "for ssh and mpi: more hosts, which the new ranks go to; otherwise to those that are there",
@@ -173,6 +181,11 @@ VERBS: dict[str, Verb] = {
         "[--auto-restart] [--launcher ssh --hosts n1,n2]",
         "start ranks; without a number one per GPU, else one per core up to 4",
         options={"RANKS": "how many", **_START_FLAGS},
+    ),
+    "doctor": Verb(
+        "doctor [RANKS] [options of start] [--install]",
+        "check what such a start needs, here and on the nodes, and say what mends it; starts nothing",
+        options={"RANKS": "how many", "--install": _INSTALL, **_START_FLAGS},
     ),
     "stop": Verb(
         "stop [--all]",
@@ -324,8 +337,9 @@ def parse_hpc(line: str) -> VerbOptions:
 def _with_options(verb: str, rest: list[str]) -> VerbOptions | None:
     """The line of a verb that has more options than --all."""
     match verb:
-        case "start":
-            return VerbOptions(verb, start=_parse_start(rest))
+        case "start" | "doctor":
+            wanted = [word for word in rest if verb == "start" or word != "--install"]
+            return VerbOptions(verb, start=_parse_start(wanted[:], verb), is_installing=wanted != rest)
         case "check":
             return VerbOptions(verb, check=_parse_check(rest))
         case "scale":
@@ -429,21 +443,22 @@ def _parse_scale(words: list[str]) -> ScaleOptions:
     return ScaleOptions(**options)
 
 
-def _parse_start(words: list[str]) -> StartOptions:
+def _parse_start(words: list[str], verb: str = "start") -> StartOptions:
     options: dict[str, Any] = {}
-    usage = f"%hpc {VERBS['start'].usage}"
+    magic = f"%hpc {verb}"
+    usage = f"%hpc {VERBS[verb].usage}"
     while words:
         word = words.pop(0)
         if not word.startswith("-"):
             if "num_ranks" in options:
-                _fail(f"%hpc start: the number of ranks is given twice, {options['num_ranks']} and {word}")
+                _fail(f"{magic}: the number of ranks is given twice, {options['num_ranks']} and {word}")
             options["num_ranks"] = _positive("RANKS", word, int)
             continue
-        flag, given = _flag(word, _START_FLAGS, "%hpc start", usage)
+        flag, given = _flag(word, _START_FLAGS, magic, usage)
         if flag == "--auto-restart":
             options["auto_restart"] = True
             continue
-        value = _value(flag, given, words, "%hpc start")
+        value = _value(flag, given, words, magic)
         if flag == "--grace":
             options["grace_s"] = None if value == "off" else _positive(flag, value, float)
         elif flag == "--threads":
@@ -525,6 +540,7 @@ def verb_words(verb: str) -> list[str]:
     """What may follow a verb of ``%hpc``, for completion."""
     words = {
         "start": list(_START_FLAGS),
+        "doctor": [*_START_FLAGS, "--install"],
         "check": list(_CHECK_FLAGS),
         "export": list(_EXPORT_FLAGS),
         "scale": list(_SCALE_FLAGS),

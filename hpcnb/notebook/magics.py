@@ -87,20 +87,17 @@ class HpcMagics(Magics):
         if (running := current() or starting()) is not None:  # a panel may be starting one
             running.start()  # says that it is running already, and what to type
         asked = options.start or arguments.StartOptions()
-        cluster = Cluster(
-            asked.num_ranks,
-            launcher=asked.launcher,
-            mesh=asked.mesh,
-            name=asked.name,
-            threads_per_rank=asked.threads_per_rank,
-            idle_timeout_s=asked.idle_timeout_s,
-            grace_s=asked.grace_s,
-            auto_restart=asked.auto_restart,
-            python=asked.python,
-            silence_s=asked.silence_s,
-            **clients.resolved(asked.launcher_options, self.shell.user_ns),
+        show.start(self.shell, Cluster(asked.num_ranks, **clients.resolved(asked.keywords(), self.shell.user_ns)))
+
+    def _doctor(self, options: arguments.VerbOptions) -> None:
+        from hpcnb.cluster.doctor import doctor
+
+        asked = options.start or arguments.StartOptions()
+        show.report(
+            doctor(
+                asked.num_ranks, install=options.is_installing, **clients.resolved(asked.keywords(), self.shell.user_ns)
+            )
         )
-        show.start(self.shell, cluster)
 
     def _attach(self, options: arguments.VerbOptions) -> None:
         from hpcnb.cluster.cluster import current, starting

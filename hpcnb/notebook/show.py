@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from hpcnb.cluster.attach import ClusterRow
     from hpcnb.cluster.cell_run import CellRun, CellView
     from hpcnb.cluster.cluster import Cluster
+    from hpcnb.cluster.preflight.checks import Report
     from hpcnb.cluster.result import CellResult
     from hpcnb.notebook.arguments import ScaleOptions
 
 __all__ = [
-    "aligned", "attach", "cell_view", "cluster_rows", "clusters", "duration", "init_cells", "name_of", "scale", "start",
-    "status", "status_rows", "stop_all", "timing",
+    "aligned", "attach", "cell_view", "cluster_rows", "clusters", "duration", "init_cells", "name_of", "report",
+    "scale", "start", "status", "status_rows", "stop_all", "timing",
 ]  # fmt: skip
 
 
@@ -176,6 +177,20 @@ def aligned(table: list[list[str]]) -> list[str]:
 def status(cluster: Cluster) -> None:
     """One row per rank."""
     _show_table(status_rows(cluster.status()), str(cluster))
+
+
+def report(report: Report) -> None:
+    """Checks before a launch: what fails first, each with what mends it."""
+    from IPython.display import display
+
+    rows = "".join(
+        f"<tr><td>{level.upper() if level == 'fail' else level}</td><td>{html.escape(name)}</td>"
+        f'<td style="text-align:left">{html.escape(words)}'
+        f"{f'<br><code>{html.escape(fix)}</code>' if fix else ''}</td></tr>"
+        for level, name, words, fix in report.rows()
+    )
+    bundle = {"text/plain": repr(report), "text/html": f"{html.escape(report.summary())}<table>{rows}</table>"}
+    display(bundle, raw=True)
 
 
 def init_cells(cluster: Cluster) -> None:

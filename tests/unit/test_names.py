@@ -10,7 +10,7 @@ import hpcnb
 
 NAMES = [
     "CellFailed", "CellResult", "Cluster", "CollectiveAborted", "CollectiveError", "CollectiveMismatch", "HpcnbError",
-    "Timeline", "attach", "clusters", "current",
+    "Timeline", "attach", "clusters", "current", "doctor",
     "load_ipython_extension", "panel", "stop_all", "unload_ipython_extension",
 ]  # fmt: skip
 

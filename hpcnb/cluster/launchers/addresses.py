@@ -6,7 +6,7 @@ import socket
 
 from hpcnb.core.errors import LaunchError
 
-__all__ = ["address_towards", "own_address"]
+__all__ = ["address_towards", "has_address", "own_address"]
 
 
 def address_towards(host: str) -> str:
@@ -45,3 +45,11 @@ def own_address() -> str:
         )
         raise LaunchError(msg)
     return reachable[0]
+
+
+def has_address(host: str) -> bool:
+    """Whether a name has an IP address."""
+    try:
+        return bool(socket.getaddrinfo(host, None, socket.AF_INET))
+    except (OSError, UnicodeError):
+        return False

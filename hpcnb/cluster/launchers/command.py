@@ -25,10 +25,14 @@ class Command:
 
     def __init__(self, words: Sequence[str], *, stdin: str = "", environment: dict[str, str] | None = None) -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by forget()
-        self._process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=self._said, stderr=self._said, start_new_session=True,
-            env={**os.environ, **(environment or {})},
-        )  # fmt: skip
+        try:
+            self._process = subprocess.Popen(
+                words, stdin=subprocess.PIPE, stdout=self._said, stderr=self._said, start_new_session=True,
+                env={**os.environ, **(environment or {})},
+            )  # fmt: skip
+        except OSError:
+            self._said.close()
+            raise
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended already, and says why
             self._process.stdin.write(stdin.encode())

@@ -6,15 +6,18 @@ that neither one that ends nor a Ctrl-C takes the others along. Ranks communicat
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 
-from hpcnb.cluster.launchers.addresses import address_towards, own_address
+from hpcnb.cluster.launchers.addresses import address_towards, has_address, own_address
 from hpcnb.cluster.launchers.command import Command
 from hpcnb.cluster.launchers.nodes import NodeLauncher, Problem, fatal, hosts_of, problem_of, spread
+from hpcnb.cluster.preflight.checks import Check
+from hpcnb.cluster.preflight.ssh import of_login
 from hpcnb.core.errors import LaunchError, OptionError
 from hpcnb.core.launch import TICKET_VARIABLE, Ticket
 
@@ -71,10 +74,25 @@ class MpiLauncher(NodeLauncher):
 
     def launch(self, ticket: Ticket, nodes: Sequence[int]) -> None:
         """See NodeLauncher; the ticket goes through the environment, which only this user sees."""
+        arguments = ["-m", "hpcnb.node.join", "--nodes", ",".join(map(str, nodes))]
+        self._commands.append(self._run(arguments, nodes, ticket.to_text()))
+
+    def visit(self, arguments: Sequence[str], nodes: Sequence[int]) -> dict[str, Command]:
+        """See NodeLauncher."""
+        return {"": self._run(arguments, nodes, "none")}
+
+    def _run(self, arguments: Sequence[str], nodes: Sequence[int], ticket: str) -> Command:
         hosts = ",".join(self._hosts[node] for node in nodes) if self._hosts else ""
-        words = [*self._mpiexec, "-n", str(len(nodes)), *self._one_per_node(hosts)]
-        words += [self._python, "-m", "hpcnb.node.join", "--nodes", ",".join(map(str, nodes))]
-        self._commands.append(Command(words, environment={TICKET_VARIABLE: ticket.to_text()}))
+        words = [*self._mpiexec, "-n", str(len(nodes)), *self._one_per_node(hosts), self._python, *arguments]
+        return Command(words, environment={TICKET_VARIABLE: ticket})
+
+    def called(self, node: int) -> str:
+        """See NodeLauncher."""
+        return self._hosts[node] if self._hosts else super().called(node)
+
+    def said(self) -> list[str]:
+        """See NodeLauncher."""
+        return [line for command in self._commands for line in command.lines()[-3:]]
 
     def _one_per_node(self, hosts: str) -> list[str]:
         asked = subprocess.run(
@@ -93,13 +111,42 @@ class MpiLauncher(NodeLauncher):
         """See NodeLauncher."""
         for command in self._commands:
             said = command.lines()
-            if (last := fatal(said)) is not None:
-                return problem_of("of mpiexec", self._python, said[: last + 1])
+            last = fatal(said)
             if command.status not in (None, 0):
-                return Problem(
-                    f"mpiexec failed: {said[-1] if said else f'status {command.status}'}", tuple(said[-15:-1])
-                )
+                refused = self.refused("", said, command.status)
+                if last is None or (refused.check is not None and refused.check.name != "mpiexec"):
+                    return refused
+            if last is not None:
+                return problem_of("of mpiexec", self._python, said[: last + 1])
         return None
+
+    def refused(self, where: str, said: Sequence[str], status: int | None) -> Problem:
+        """See NodeLauncher: mpiexec speaks for all nodes, also for the ssh that it uses."""
+        text = "\n".join(said)
+        named = [host for host in self._hosts if re.search(rf"\b{re.escape(host)}\b", text)]
+        plain = [line.strip() for line in said if re.search(r"\w", line)]
+        why = plain[-1] if plain else f"it ended with status {status}"
+        if self._python in text and re.search("unable to (launch|find)|execvp error", text):
+            host = next(iter(re.findall(r"Node: *(\S+)", text)), where or "a node")
+            fix = f"choose one that is there:  --python PATH   (on {host}:  command -v python3)"
+            check = Check("python", host, "fail", f"no interpreter {self._python}", fix)
+        elif (of_ssh := of_login(where or next(iter(named), "a node"), said)) is not None:
+            check = of_ssh
+        else:
+            hosts = f" --host {','.join(self._hosts)}" if self._hosts else ""
+            trial = f"{shlex.join(self._mpiexec)} -n {len(self.layout)}{hosts} hostname   shows more"
+            return Problem(
+                f"mpiexec failed: {why}", tuple(plain[-15:-1]), check=Check("mpiexec", "nodes", "fail", why, trial)
+            )
+        return Problem(f"mpiexec failed: {check.where}: {check.words}; {check.fix}", check=check)
+
+    def checks(self) -> list[Check]:
+        """See NodeLauncher: names that have no address make mpiexec say everything but that."""
+        return [
+            Check("names", host, "fail", f"the name {host} has no address here",
+                  f"look for a slip; else give it one:  echo 'IP {host}' | sudo tee -a /etc/hosts")
+            for host in self._hosts if not has_address(host)
+        ]  # fmt: skip
 
     def started(self) -> None:
         """See NodeLauncher: mpiexec ends by itself when all agents have joined."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hpcnb.cluster.launchers.command import Command
+from hpcnb.cluster.preflight.checks import Check
 from hpcnb.core.errors import OptionError
 from hpcnb.core.launch import Ticket
+from hpcnb.core.version import __version__
 
 __all__ = ["NodeLauncher", "Problem", "fatal", "hosts_of", "problem_of", "spread"]
 
@@ -25,11 +29,13 @@ class Problem:
         reason: One line, and what to do about it.
         lines: The last lines of what was said there.
         version_mismatch: It runs another version of hpcnb or Python.
+        check: Which of the checks before a launch it is; None if they have yet to find out.
     """
 
     reason: str
     lines: tuple[str, ...] = ()
     version_mismatch: bool = False
+    check: Check | None = None
 
 
 class NodeLauncher(ABC):
@@ -42,6 +48,7 @@ class NodeLauncher(ABC):
 
     layout: list[int]
     address: str
+    _python: str = sys.executable  # interpreter on the nodes
 
     @abstractmethod
     def launch(self, ticket: Ticket, nodes: Sequence[int]) -> None:
@@ -54,6 +61,37 @@ class NodeLauncher(ABC):
     @abstractmethod
     def cancel(self) -> None:
         """Give up what was launched and has not joined."""
+
+    def called(self, node: int) -> str:
+        """What a person calls this node, by its number from 0."""
+        return f"number {node}"
+
+    def said(self) -> list[str]:
+        """The last lines of what those have said that were launched and have not joined."""
+        return []
+
+    # --- checks before a launch: by default only this machine is looked at --------------------------------------
+
+    def checks(self) -> list[Check]:
+        """What can be seen from here before anything starts: that a partition exists."""
+        return []
+
+    def visit(self, arguments: Sequence[str], nodes: Sequence[int]) -> dict[str, Command]:  # noqa: ARG002 - see below
+        """Run the nodes' Python with these arguments, beside any agents; returns at once.
+
+        Returns:
+            What runs, by name of the node; "" for all of them together. Empty if this launcher cannot.
+        """
+        return {}
+
+    def refused(self, where: str, said: Sequence[str], status: int | None) -> Problem:
+        """What a visit has come to that has found nothing out; ``status`` is None if it has not ended."""
+        if status is None and not said:
+            return Problem(f"node {where} has said nothing yet", check=Check(
+                "start", where, "fail", "is reached, but its Python has not begun: a slow login script or file system",
+                f"on {where}:  time {self._python} -c pass")
+            )  # fmt: skip
+        return problem_of(where, self._python, said)
 
     def words(self) -> str:
         """How far it is, for a person who waits: ``job 17 waits for resources``; "" for nothing of note."""
@@ -127,6 +165,7 @@ def problem_of(host: str, python: str, said: Sequence[str]) -> Problem:
         python: Interpreter that was tried.
         said: What it wrote, line by line.
     """
+    where = f"node {host}" if host.startswith("number ") else host
     lines = tuple(line for line in said if line.strip())[-15:]
     last = lines[-1] if lines else ""
     if last.startswith("VERSION "):
@@ -139,13 +178,15 @@ def problem_of(host: str, python: str, said: Sequence[str]) -> Problem:
             "address of another interface: address=..."
         )
     if "No module named 'hpcnb'" in last or "No module named hpcnb" in last:
-        from hpcnb.core.version import __version__
-
-        return Problem(
-            f"node {host} has no hpcnb for {python}; install it there:  {python} -m pip install hpcnb=={__version__}"
+        what, fix = f"no hpcnb for {python}", f"{python} -m pip install hpcnb=={__version__}"
+        check = Check(
+            "versions", where, "fail", f"{what}, the notebook runs hpcnb {__version__}", f"on {where}:  {fix}"
         )
+        return Problem(f"node {host} has {what}; install it there:  {fix}", check=check)
     if "No module named" in last:
         return Problem(f"node {host}: {python} lacks a module: {last}", lines)
-    if python in last and ("not found" in last or "No such file" in last):
-        return Problem(f"node {host} has no interpreter {python}; choose one that is there: python=...", lines)
+    if python in last and ("not found" in last or "No such file" in last or "could not find" in last):
+        what, fix = f"no interpreter {python}", "choose one that is there"
+        check = Check("python", where, "fail", what, f"{fix}:  --python PATH   (on {where}:  command -v python3)")
+        return Problem(f"node {host} has {what}; {fix}: python=...", lines, check=check)
     return Problem(f"node {host} did not start: {last or 'it said nothing'}", lines[:-1])

@@ -7,6 +7,7 @@ It lives as long as the agents: the job ends with the cluster, and the cluster's
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import shutil
@@ -18,6 +19,8 @@ from time import monotonic
 from hpcnb.cluster.launchers.addresses import own_address
 from hpcnb.cluster.launchers.command import Command
 from hpcnb.cluster.launchers.nodes import NodeLauncher, Problem, fatal, problem_of, spread
+from hpcnb.cluster.preflight import slurm as of_slurm
+from hpcnb.cluster.preflight.checks import Check
 from hpcnb.core.errors import LaunchError, OptionError
 from hpcnb.core.launch import Ticket
 
@@ -29,6 +32,12 @@ _ALLOCATED = re.compile(r"job \d+ has been allocated resources")
 _QUEUED = re.compile(r"job (?P<job>\d+) queued and waiting for resources")
 #: Slurm is asked so often why a job waits.
 _ASK_S = 3.0
+#: What a node said may come later than that its agent has ended.
+_LAST_WORDS_S = 0.5
+#: Of what an agent has said that ended.
+_MOST_LINES = 15
+#: The checks before a launch take nodes that are free within so long.
+_VISIT_S = 8
 
 
 class SlurmLauncher(NodeLauncher):
@@ -86,6 +95,8 @@ class SlurmLauncher(NodeLauncher):
         self.address = address or own_address()
         self._python = python or sys.executable
         self._setup = setup
+        self._is_allocated = bool(allocated)
+        self._partition, self._account = partition, account
         cpus = cpus_per_node or (_allocated_cpus() if allocated else 0) or max(self.layout)
         self._options = ["--ntasks-per-node=1", f"--cpus-per-task={cpus}", "--label", "--no-kill", "--wait=0"]
         self._options += ["--kill-on-bad-exit=0", "--unbuffered"]
@@ -100,14 +111,73 @@ class SlurmLauncher(NodeLauncher):
         self._starting: list[Command] = []
         self._running: list[Command] = []
         self._asked_s, self._reason = float("-inf"), ""
+        self._is_checked = False
+        self._ended_s = float("inf")  # since when an agent is known to have ended
 
     def launch(self, ticket: Ticket, nodes: Sequence[int]) -> None:
         """See NodeLauncher."""
-        join = [self._python, "-m", "hpcnb.node.join", "--stay", "--nodes", ",".join(map(str, nodes))]
-        words = ["srun", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", f"--job-name=hpcnb-{ticket.cluster_name}"]
-        words += self._options
-        words += ["/bin/sh", "-c", f'{self._setup} && exec "$@"', "sh", *join] if self._setup else join
+        self._ended_s = float("inf")
+        join = ["-m", "hpcnb.node.join", "--stay", "--nodes", ",".join(map(str, nodes))]
+        words = self._srun(nodes, ticket.cluster_name, join)
         self._starting.append(Command(words, stdin=ticket.to_text() + "\n"))
+
+    def _srun(self, nodes: Sequence[int], name: str, arguments: Sequence[str], *more: str) -> list[str]:
+        words = ["srun", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", f"--job-name=hpcnb-{name}"]
+        words += [*self._options, *more]
+        python = [self._python, *arguments]
+        return words + (["/bin/sh", "-c", f'{self._setup} && exec "$@"', "sh", *python] if self._setup else python)
+
+    def visit(self, arguments: Sequence[str], nodes: Sequence[int]) -> dict[str, Command]:
+        """See NodeLauncher: nodes that are taken are not waited for."""
+        more = [] if self._is_allocated else [f"--immediate={_VISIT_S}", "--time=1"]
+        return {"": Command(self._srun(nodes, "doctor", arguments, *more))}
+
+    def checks(self) -> list[Check]:
+        """See NodeLauncher: partition, account, and whether Slurm would take the job; nothing is queued."""
+        if self._is_allocated:
+            return []
+        found = self._lasting()
+        if all(check.level == "ok" for check in found):
+            nodes = range(len(self.layout))
+            found.append(of_slurm.of_trial(*_ask(self._srun(nodes, "doctor", ["-c", "pass"], "--test-only"))))
+        return found
+
+    def _lasting(self) -> list[Check]:
+        """What does not change with the nodes that are up at the moment."""
+        if self._is_allocated:
+            return []
+        said, status = _ask(["sinfo", "--all", "-h", "-o", "%P|%a|%D"])
+        if status != 0:
+            return [of_slurm.silent(said)]
+        found = [of_slurm.of_partition(self._partition, len(self.layout), said)]
+        user = getpass.getuser()
+        rows, _ = _ask(["sacctmgr", "-n", "-P", "show", "assoc", f"user={user}", "format=account"], only_stdout=True)
+        account = of_slurm.of_account(self._account, user, rows)
+        return found + ([account] if account is not None else [])
+
+    def refused(self, where: str, said: Sequence[str], status: int | None) -> Problem:
+        """See NodeLauncher: one srun speaks for all nodes."""
+        for line in said:
+            if (labelled := _LABELLED.match(line)) and fatal([labelled["text"]]) is not None:
+                return super().refused(where or f"number {labelled['task']}", [labelled["text"]], status)
+        why = next((_plain(line) for line in reversed(said)), f"srun ended with status {status}")
+        is_busy = "immediate" in why or "busy" in why or status is None
+        check = (
+            Check(
+                "nodes",
+                "Slurm",
+                "warn",
+                f"could not be looked at, since they are taken now ({why})",
+                "squeue  shows by whom",
+            )
+            if is_busy
+            else Check("nodes", "Slurm", "fail", f"srun failed: {why}", "sinfo -R  shows nodes that are down, and why")
+        )
+        return Problem(f"srun failed: {why}", tuple(said[:-1]), check=check)
+
+    def said(self) -> list[str]:
+        """See NodeLauncher."""
+        return [line for command in self._starting for line in command.lines()[-3:]]
 
     def look(self) -> Problem | None:
         """See NodeLauncher."""
@@ -121,15 +191,24 @@ class SlurmLauncher(NodeLauncher):
                 if (last := fatal(said)) is not None:
                     return problem_of(f"number {task}", self._python, said[: last + 1])
             if ended := next(filter(None, map(_ENDED.match, lines)), None):
-                return Problem(
-                    f"the agent of node {ended['host']} ended: {ended['how']}; its log is on that node, in its "
-                    f"temporary folder: hpcnb-{os.getuid()}-nodes/*/agent.log"
-                )
+                self._ended_s = min(self._ended_s, monotonic())
+                if monotonic() < self._ended_s + _LAST_WORDS_S and command.status is None:
+                    return None
+                log = [text for said in by_task.values() for text in said][-_MOST_LINES:]
+                return Problem(f"the agent of node {ended['host']} ended: {ended['how']}", tuple(log))
             if command.status is not None:
-                said = [line.removeprefix("srun: ").removeprefix("error: ") for line in lines]
+                said = [_plain(line) for line in lines]
                 why = said[-1] if said else f"it ended with status {command.status}"
                 return Problem(f"srun failed: {why}", tuple(said[:-1]))
-        return None
+        return self._in_vain()
+
+    def _in_vain(self) -> Problem | None:
+        """What a queued job waits for that will not come: Slurm takes a job for more nodes than there are."""
+        if self._is_checked or not self._queued_job():
+            return None
+        self._is_checked = True
+        wrong = next((check for check in self._lasting() if check.level == "fail"), None)
+        return Problem(f"{wrong.words}; {wrong.fix}", check=wrong) if wrong is not None else None
 
     @property
     def is_queued(self) -> bool:
@@ -181,3 +260,16 @@ def _allocated_cpus() -> int:
     """Processors that the allocation has on each of its nodes, ``4(x2),2``; 0 if Slurm does not say."""
     said = os.environ.get("SLURM_JOB_CPUS_PER_NODE", "")
     return min((int(each) for each in re.findall(r"(\d+)(?:\(x\d+\))?(?:,|$)", said)), default=0)
+
+
+def _plain(line: str) -> str:
+    return line.removeprefix("srun: ").removeprefix("error: ")
+
+
+def _ask(words: list[str], *, only_stdout: bool = False) -> tuple[list[str], int | None]:
+    """What a command of Slurm says, and its status; None if there is no such command or it does not end."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_VISIT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return ([] if only_stdout else [str(error)]), None
+    return (done.stdout + ("" if only_stdout else done.stderr)).splitlines(), done.returncode

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 
 from hpcnb.cluster.launchers.addresses import address_towards
 from hpcnb.cluster.launchers.command import Command
-from hpcnb.cluster.launchers.nodes import NodeLauncher, Problem, hosts_of, problem_of, spread
-from hpcnb.core.errors import OptionError
+from hpcnb.cluster.launchers.nodes import NodeLauncher, Problem, hosts_of, spread
+from hpcnb.cluster.preflight.checks import Check
+from hpcnb.cluster.preflight.ssh import of_login
+from hpcnb.core.errors import LaunchError, OptionError
 from hpcnb.core.launch import Ticket
 
 __all__ = ["SshLauncher"]
@@ -37,7 +40,7 @@ class SshLauncher(NodeLauncher):
 
     Raises:
         OptionError: No hosts, or numbers that contradict each other.
-        LaunchError: The first host cannot be reached.
+        LaunchError: There is no ssh here, or no way to any of the hosts.
     """
 
     def __init__(  # noqa: PLR0913 - all but the first are options by name
@@ -60,24 +63,39 @@ class SshLauncher(NodeLauncher):
                 "%hpc start 8 --launcher ssh --hosts n1,n2"
             )
             raise OptionError(msg)
+        if shutil.which("ssh") is None:
+            msg = "launcher ssh needs the command ssh, and there is none here; install it:  apt install openssh-client"
+            raise LaunchError(msg)
         self._hosts = named
         self.layout = spread(num_ranks, len(named), ranks_per_node)
         self._python = python or sys.executable
         self._setup = setup
-        self._options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_S}"]
+        self._asked: list[str] = []  # options of ssh that the person has given
         for flag, value in (("-l", user), ("-p", port), ("-J", jump), ("-F", ssh_config)):
-            self._options += [flag, str(value)] if value is not None else []
-        self.address = address or address_towards(named[0].rpartition("@")[2])
+            self._asked += [flag, str(value)] if value is not None else []
+        self._options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_S}", *self._asked]
+        self.address = address or _address_towards_one_of([host.rpartition("@")[2] for host in named])
         self._logins: dict[str, Command] = {}  # that have not ended, by host
 
     def launch(self, ticket: Ticket, nodes: Sequence[int]) -> None:
         """Log in to all of them at once; the ticket goes through the login's stdin."""
         for node in nodes:
-            command = f"exec {shlex.quote(self._python)} -m hpcnb.node.join --node {node}"
-            if self._setup:
-                command = f"{self._setup} && {command}"
-            host = self._hosts[node]
-            self._logins[host] = Command(["ssh", *self._options, host, command], stdin=ticket.to_text() + "\n")
+            arguments = ["-m", "hpcnb.node.join", "--node", str(node)]
+            self._logins[self._hosts[node]] = self._login(node, arguments, ticket.to_text() + "\n")
+
+    def visit(self, arguments: Sequence[str], nodes: Sequence[int]) -> dict[str, Command]:
+        """See NodeLauncher."""
+        return {self.called(node): self._login(node, arguments) for node in nodes}
+
+    def _login(self, node: int, arguments: Sequence[str], stdin: str = "") -> Command:
+        command = f"exec {shlex.join([self._python, *arguments])}"
+        if self._setup:
+            command = f"{self._setup} && {command}"
+        return Command(["ssh", *self._options, self._hosts[node], command], stdin=stdin)
+
+    def called(self, node: int) -> str:
+        """See NodeLauncher."""
+        return self._hosts[node].rpartition("@")[2]
 
     def look(self) -> Problem | None:
         """See NodeLauncher."""
@@ -87,12 +105,25 @@ class SshLauncher(NodeLauncher):
             del self._logins[host]
             said, status = login.lines(), login.status
             login.forget()
-            if status == _SSH_FAILED:
-                why = said[-1] if said else "ssh said nothing"
-                return Problem(f"ssh to {host} failed: {why}; try  ssh {host} true", tuple(said[:-1]))
             if status != 0:
-                return problem_of(host, self._python, said)
+                return self.refused(host, said, status)
         return None
+
+    def refused(self, where: str, said: Sequence[str], status: int | None) -> Problem:
+        """See NodeLauncher: what ssh itself says is told from what Python there says."""
+        if status != _SSH_FAILED:
+            return super().refused(where, said, status)
+        host = next((each for each in self._hosts if where in (each, each.rpartition("@")[2])), where)
+        why = said[-1] if said else "ssh said nothing"
+        if (check := of_login(host, said, self._asked)) is not None:
+            return Problem(f"ssh to {host} failed: {why}: {check.words}; {check.fix}", check=check)
+        login = " ".join(["ssh", *self._asked, host])
+        unknown = Check("login", where, "fail", f"ssh failed: {why}", f"{login} true   shows more with -v")
+        return Problem(f"ssh to {host} failed: {why}; try  {login} true", tuple(said[:-1]), check=unknown)
+
+    def said(self) -> list[str]:
+        """See NodeLauncher."""
+        return [f"{host}: {lines[-1]}" for host, login in self._logins.items() if (lines := login.lines())]
 
     def words(self) -> str:
         """See NodeLauncher."""
@@ -103,3 +134,13 @@ class SshLauncher(NodeLauncher):
         for login in self._logins.values():
             login.kill()
         self._logins.clear()
+
+
+def _address_towards_one_of(hosts: Sequence[str]) -> str:
+    """The address on the way to the first that has one: a slip in one name is told by its own login."""
+    for host in hosts[:-1]:
+        try:
+            return address_towards(host)
+        except LaunchError:
+            continue
+    return address_towards(hosts[-1])

@@ -128,6 +128,11 @@ def test_states_are_values():
     assert state == Lifecycle(2)
 
 
+def test_a_rank_that_was_lost_with_its_node_has_no_status_of_its_own():
+    _, actions = advance(Lifecycle(2), RankEnded(1, -9, (), "was lost: the agent of node n2 ended"))
+    assert actions == [Fail("rank 1 was lost: the agent of node n2 ended before it was ready")]
+
+
 def test_a_cluster_that_has_another_size_than_its_file_said():
     """Who attaches while it is scaled waits for the ranks that there are."""
     state, happened = run(2, RankIsReady(0), Resized(3), RankIsReady(1), RankIsReady(2))

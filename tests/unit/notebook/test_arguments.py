@@ -96,7 +96,7 @@ def test_lines_about_several_clusters():
         ("export a.py b.py", r"%hpc export does not take 'b.py' after 'a.py'; write  %hpc export FILE"),
         ("export a.py --cell 3", r"%hpc export has no option '--cell' \(did you mean --cells\?\)"),
         ("export a.py --cells", r"%hpc export --cells needs a value: numbers of cells, 3-7,9"),
-        ("strat 4", r"no verb 'strat' \(did you mean start\?\); there are start, stop"),
+        ("strat 4", r"no verb 'strat' \(did you mean start\?\); there are start, doctor, stop"),
         ("start four", r"RANKS four: this is a whole number above 0, for example 4"),
         ("start 0", r"RANKS 0"),
         ("start 2 3", r"given twice, 2 and 3"),
@@ -204,6 +204,21 @@ def test_any_mix_of_known_words_is_read_or_refused(words):
         return
     assert options.out is None or options.out.isidentifier()
     assert options.timeout_s is None or options.timeout_s > 0
+
+
+def test_doctor_takes_what_start_takes():
+    line = "8 --launcher ssh --hosts n1,n2 --port 2222 --grace off"
+    checked, started = parse_hpc(f"doctor {line}"), parse_hpc(f"start {line}")
+    assert checked.start == started.start
+    assert not checked.is_installing
+    assert parse_hpc("doctor --install 8").is_installing
+    assert parse_hpc("doctor --install 8").start == parse_hpc("start 8").start
+    assert started.start.keywords()["hosts"] == "n1,n2"
+    assert started.start.keywords()["grace_s"] is None
+    with pytest.raises(MagicError, match="%hpc start has no option '--install'"):
+        parse_hpc("start --install")
+    with pytest.raises(MagicError, match=r"%hpc doctor has no option '--host' \(did you mean --hosts"):
+        parse_hpc("doctor --host n1")
 
 
 def test_scale_lines():
