@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub.hub import PASSWORD, USERS, Hub, of_users, why_not
+from tests.hub.hub import PASSWORD, USERS, Hub, cmdline, of_users, why_not
 from tests.pages import CHROMIUM, Chromium, NotebookPage
 from tests.waiting import wait_until
 
@@ -68,7 +68,7 @@ def people(hub, chromium, request):
 def left(*users):
     """What users have on this machine beside their home: processes, folders of clusters, shared memory."""
     uids = {USERS[user] for user in users or USERS}
-    words = [f"{process.pid} {' '.join(process.cmdline())}" for process in of_users(*users)]
+    words = [f"{process.pid} {' '.join(cmdline(process))}" for process in of_users(*users)]
     for folder in (Path("/tmp"), Path("/dev/shm")):
         words += [str(path) for path in folder.iterdir() if os.lstat(path).st_uid in uids]
     return words

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["PASSWORD", "PREFIX", "USERS", "Hub", "Server", "of_users", "why_not"]
+__all__ = ["PASSWORD", "PREFIX", "USERS", "Hub", "Server", "cmdline", "of_users", "why_not"]
 
 #: User ids that no distribution gives away, and that nobody has here.
 USERS = {"ada": 63_101, "bob": 63_102}
@@ -49,7 +49,7 @@ c.SharedPasswordAuthenticator.user_password = "{password}"
 c.Authenticator.allowed_users = {users}
 c.JupyterHub.allow_named_servers = True
 c.JupyterHub.services = [dict(name="tests", api_token="{token}")]
-c.JupyterHub.load_roles = [dict(name="tests", services=["tests"], scopes=["admin:servers", "admin:users", "list:users"])]
+c.JupyterHub.load_roles = [dict(name="tests", services=["tests"], scopes=["admin:servers", "admin:users", "access:servers"])]
 c.JupyterHub.spawner_class = "{spawner}"
 c.Spawner.cmd = [sys.executable, "-m", "jupyterhub.singleuser"]
 c.Spawner.args = ["--LabApp.extension_manager=readonly", "--ServerApp.terminals_enabled=False"]
@@ -152,12 +152,12 @@ class Hub:
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="hpcnb-hub-", dir="/tmp"))
         self.folder.chmod(0o711)
-        self._token = secrets.token_hex(16)
+        self.token = secrets.token_hex(16)
         ports = _free_ports(3)
         self.url = f"http://127.0.0.1:{ports[0]}{PREFIX}"
         self.log = self.folder / "hub.log"
         self._config = _CONFIG.format(
-            ports=ports, prefix=PREFIX, folder=self.folder, users=set(USERS), token=self._token, password=PASSWORD,
+            ports=ports, prefix=PREFIX, folder=self.folder, users=set(USERS), token=self.token, password=PASSWORD,
             proxy=Path(__file__).with_name("proxy.py"), start_s=START_S, repository=_REPOSITORY, spawner=spawner,
         ) + config  # fmt: skip
         self._environment = environment or {}
@@ -239,7 +239,7 @@ class Hub:
     def request(self, path: str, method: str = "GET"):
         """Ask the hub's API; the answer, None if it is empty."""
         request = urllib.request.Request(
-            f"{self.url}/hub/api/{path}", method=method, headers={"Authorization": f"token {self._token}"}
+            f"{self.url}/hub/api/{path}", method=method, headers={"Authorization": f"token {self.token}"}
         )
         with urllib.request.urlopen(request, timeout=START_S) as answer:
             return json.loads(answer.read() or "null")
@@ -252,7 +252,11 @@ class Hub:
         """Start a server as the hub's page does; returns when it is ready."""
         with contextlib.suppress(urllib.error.HTTPError):  # 409: is there
             self.request(f"users/{user}", "POST")
-        self.request(f"users/{user}/servers/{name}", "POST")
+        try:
+            self.request(f"users/{user}/servers/{name}", "POST")
+        except urllib.error.HTTPError as error:
+            msg = f"server {name!r} of {user} does not start: {error}\n{self.words()}"
+            raise AssertionError(msg) from error
         self.wait_until(lambda: self.servers(user).get(name, {}).get("ready"), f"server {name!r} of {user} is ready")
         return self.server(user, name)
 
@@ -280,7 +284,7 @@ class Hub:
             family += [self.process, *self.process.children(recursive=True)]
             self.process.send_signal(signal.SIGTERM)
         _, left = psutil.wait_procs(set(family), timeout=grace_s)
-        words = [" ".join([str(each.pid), *_cmdline(each)]) for each in left]
+        words = [" ".join([str(each.pid), *cmdline(each)]) for each in left]
         for each in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
@@ -289,7 +293,8 @@ class Hub:
         assert not left, f"the hub left {words}; its log:\n{self.words()}"
 
 
-def _cmdline(process: psutil.Process) -> list[str]:
+def cmdline(process: psutil.Process) -> list[str]:
+    """Its words; none once it has ended."""
     try:
         return process.cmdline()
     except psutil.Error:
