@@ -7,7 +7,6 @@ import re
 import shutil
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.cluster import slurm as virtual_slurm
@@ -18,7 +17,11 @@ from tests.hub.kernel import Kernel
 from tests.waiting import wait_until
 
 WHY_NOT = why_not() or virtual_slurm.why_not() or why_no_hub()
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "there are all")]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "there are all"),
+]
 
 #: As batchspawner does: a job, and in it a step that is the server. It runs as root, since the hosts know nobody else.
 _CONFIG = """
@@ -37,14 +40,18 @@ c.Spawner.cmd = ["salloc", "--nodes=2", "--nodelist=n1,n2", "srun", "--nodes=1",
 c.Spawner.args += ["--allow-root"]
 c.Spawner.environment["HPCNB_RUNTIME_DIR"] = "{home}/run"
 """
-_ASKS = """
-import os, socket
-[(rank, os.environ["SLURM_JOB_ID"], socket.gethostname())]
+_ALL_REDUCE = """%%hpc_parallel
+import os, socket, torch, torch.distributed as dist
+x = torch.ones(1)
+dist.all_reduce(x)
+(os.environ["SLURM_JOB_ID"], socket.gethostname(), x.item())
 """
 
 
 def left(hosts, names, home):
-    processes = [line for name in names for line in hosts[name].processes() if "slurmd" not in line and "slurmstepd" not in line]
+    processes = [
+        line for name in names for line in hosts[name].processes() if "slurmd" not in line and "slurmstepd" not in line
+    ]
     return processes + [str(path) for path in (home / "run").glob("hpcnb-*/*")]
 
 
@@ -72,7 +79,7 @@ def test_a_server_in_a_job_uses_the_nodes_of_its_job(hub, end):
     assert "n1" in kernel.run("import socket; socket.gethostname()")
     shown = kernel.run("%load_ext hpcnb\n%hpc start --launcher slurm --ranks-per-node 2 --threads 1")
     assert "4 ranks ready" in shown, shown
-    shown = kernel.run(f"%%hpc_parallel\nimport os, socket, torch, torch.distributed as dist\nx = torch.ones(1)\ndist.all_reduce(x)\n(os.environ['SLURM_JOB_ID'], socket.gethostname(), x.item())")
+    shown = kernel.run(_ALL_REDUCE)
     found = re.findall(r"\('(\d+)', '(n\d)', 4\.0\)", shown)
     assert set(found) == {(job, "n1"), (job, "n2")}, shown
     assert hub.slurm.jobs() == [job]

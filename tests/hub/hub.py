@@ -27,8 +27,8 @@ import psutil
 
 __all__ = ["PASSWORD", "PREFIX", "USERS", "Hub", "Server", "cmdline", "of_users", "why_not"]
 
-#: User ids that no distribution gives away, and that nobody has here.
-USERS = {"ada": 63_101, "bob": 63_102}
+#: User ids that nobody has here, not even another run of these tests.
+USERS = {"ada": 20_000 + os.getpid() % 20_000 * 2, "bob": 20_001 + os.getpid() % 20_000 * 2}
 PREFIX = "/jupyter"
 PASSWORD = "for the people of these tests"
 #: A server of a user starts within so long on a machine that others work on too.
@@ -61,18 +61,27 @@ c.Spawner.environment = dict(
 )
 """
 _ENTER = """set -e
-mount --bind "$1/passwd" /etc/passwd
-mount --bind "$1/group" /etc/group
 folder=$1; shift
-while [ "$1" != -- ]; do
-    closed=$1; leads_to=$2; shift 2
-    mkdir -p "$folder/through"
-    mount --bind "$leads_to" "$folder/through"
-    mount -t tmpfs -o mode=0711 none "$closed"
-    mkdir -p "$leads_to"
-    mount --move "$folder/through" "$leads_to"
+mount --bind "$folder/passwd" /etc/passwd
+mount --bind "$folder/group" /etc/group
+wanted=; closed=; count=0
+for word; do
+    shift
+    [ "$word" = -- ] && break
+    case $word in
+        closed:*) closed="$closed ${word#closed:}" ;;
+        *)  mkdir "$folder/way-$count"
+            mount --bind "$word" "$folder/way-$count"
+            wanted="$wanted $word"; count=$((count + 1)) ;;
+    esac
 done
-shift
+for each in $closed; do mount -t tmpfs -o mode=0711 none "$each"; done
+count=0
+for each in $wanted; do
+    mkdir -p "$each"
+    mount --move "$folder/way-$count" "$each"
+    count=$((count + 1))
+done
 exec "$@"
 """
 
@@ -85,6 +94,9 @@ def why_not() -> str:
         return "a hub with users of its own needs unshare and mount"
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
         return "a hub with users of its own needs a mount namespace, which is not allowed here"
+    for path in _wanted():
+        if path.stat().st_mode & 0o005 != 0o005:
+            return f"users of the hub cannot read {path}: chmod o+rx"
     for module in ("jupyterhub", "configurable_http_proxy"):
         try:
             __import__(module)
@@ -93,18 +105,21 @@ def why_not() -> str:
     return ""
 
 
-def _closed_folders() -> list[str]:
-    """Pairs: a folder that only root may enter, and the one below it that interpreter or packages are in."""
-    pairs: dict[str, str] = {}
-    wanted = [Path(sys.executable).absolute(), Path(sys.executable).resolve(), Path(sys.base_prefix).resolve()]
-    wanted += [Path(sys.prefix).resolve(), _REPOSITORY.resolve()]
-    for path in wanted:
-        for parent in reversed(path.parents):
-            if not parent.stat().st_mode & 0o001:
-                below = parent / path.relative_to(parent).parts[0]
-                assert pairs.setdefault(str(parent), str(below)) == str(below), f"two ways lead through {parent}"
-                break
-    return [word for pair in pairs.items() for word in pair]
+def _wanted() -> list[Path]:
+    """Folders that users must read: of the interpreter, its packages and ours."""
+    return sorted({Path(path).resolve() for path in (sys.base_prefix, sys.prefix, _REPOSITORY)})
+
+
+def _ways() -> list[str]:
+    """``closed:/root`` for folders that only root may enter, and the wanted ones below these."""
+    closed: set[Path] = set()
+    wanted: list[Path] = []
+    for path in _wanted():
+        shut = [parent for parent in reversed(path.parents) if not parent.stat().st_mode & 0o001]
+        if shut and not any(path.is_relative_to(other) for other in wanted):
+            closed.add(shut[0])
+            wanted.append(path)
+    return [f"closed:{path}" for path in sorted(closed)] + [str(path) for path in wanted]
 
 
 def _free_ports(count: int) -> list[int]:
@@ -202,7 +217,7 @@ class Hub:
 
     def _inside(self, *command: str) -> list[str]:
         """The command in the namespace that the users are in."""
-        return ["unshare", "--mount", "--propagation=private", "sh", "-c", _ENTER, "hub", str(self.folder), *_closed_folders(), "--", *command]  # fmt: skip
+        return ["unshare", "--mount", "--propagation=private", "sh", "-c", _ENTER, "hub", str(self.folder), *_ways(), "--", *command]  # fmt: skip
 
     def _start(self) -> None:
         environment = {
@@ -275,8 +290,8 @@ class Hub:
         self.request(f"users/{server.user}/servers/{name}", "DELETE")
         self.wait_until(lambda: name not in self.servers(server.user), f"server {name!r} of {server.user} has stopped")
 
-    def stop(self, grace_s: float = 60) -> None:
-        """SIGTERM, as systemd sends it; whatever is left after a while is an error."""
+    def stop(self, *, grace_s: float = 60) -> None:
+        """End it as systemd does; whatever is left after a while is an error."""
         if self.process is None:
             return
         family = of_users()

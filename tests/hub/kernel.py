@@ -40,9 +40,7 @@ class Kernel:
         content = {"code": source, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
         header = {"msg_id": number, "msg_type": "execute_request", "username": "", "session": "tests", "version": "5.3"}
         await connection.write_message(
-            json.dumps(
-                {"header": header, "parent_header": {}, "metadata": {}, "content": content, "channel": "shell"}
-            )
+            json.dumps({"header": header, "parent_header": {}, "metadata": {}, "content": content, "channel": "shell"})
         )
         said = []
         while time.monotonic() < deadline_s:

@@ -15,7 +15,8 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.hub.conftest import left
-from tests.hub.hub import USERS, of_users
+from tests.hub.hub import USERS, Hub, of_users
+from tests.hub.kernel import Kernel
 from tests.waiting import wait_until
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -150,7 +151,7 @@ def test_nobody_reaches_the_cluster_of_another(people):
     facts.chmod(0o644)
     bob.open(
         "%load_ext hpcnb", f"FACTS = {str(facts)!r}\n{TRIES}", "%hpc start 2", "%hpc status --all",
-        "%hpc attach " + theirs["key"],
+        "%hpc stop\n%hpc attach pearl",
     )  # fmt: skip
     ada.run(1, wait=False)
     bob.run(0)
@@ -176,19 +177,25 @@ def test_nobody_reaches_the_cluster_of_another(people):
     listed = bob.output(3).inner_text()
     assert "default" in listed
     assert "pearl" not in listed
-    assert "no cluster" in bob.output(4).inner_text()
+    assert "no cluster of yours is running" in bob.output(4).inner_text()
     bob.screenshot("hub-bob-sees-his-own")
     ada.wait_until_run(1)
     ada.run(2)
     assert "pearl" in ada.output(2).inner_text()
     assert "default" not in ada.output(2).inner_text()
     ada.screenshot("hub-ada-sees-her-own")
-    assert len(clusters_of("ada")) == len(clusters_of("bob")) == 1
+    assert (len(clusters_of("ada")), clusters_of("bob")) == (1, [])
 
 
 def test_servers_of_one_person_have_clusters_of_their_own(people, hub):
     first, second = people("ada"), people("ada", "second")
-    cells = START, "%%hpc_parallel\nmine = {!r}\nmine", "%hpc status --all", "import hpcnb\nhpcnb.attach()", "%%hpc_parallel\nmine"
+    cells = (
+        START,
+        "%%hpc_parallel\nmine = {!r}\nmine",
+        "%hpc status --all",
+        "import hpcnb\nhpcnb.attach()",
+        "%%hpc_parallel\nmine",
+    )
     for page, name in ((first, "first"), (second, "second")):
         page.open(*(cell.format(name) for cell in cells))
         page.run(0)
@@ -224,3 +231,14 @@ def test_a_server_that_ends_takes_its_cluster_along(people, hub, how):
     began_s = time.monotonic()
     wait_until(lambda: not left("ada"), 30)
     print(f"nothing left after {time.monotonic() - began_s:.1f} s")
+
+
+def test_a_hub_that_is_stopped_leaves_nothing(hub):
+    with Hub() as other:
+        kernels = [Kernel(other.start_server(user).url, other.token) for user in USERS]
+        for kernel in kernels:
+            assert "2 ranks ready" in kernel.run(f"{START} --idle-timeout 3600")
+        assert "running" in kernels[0].run("%hpc status --all")
+        assert all(clusters_of(user) for user in USERS)
+        other.stop()  # nothing may outlive it
+        wait_until(lambda: not left(), 30)
