@@ -34,14 +34,16 @@ def start(folder: RunFolder, address: str = "") -> subprocess.Popen[bytes]:
 
     Args:
         folder: Of the cluster.
-        address: IP address that engines on other nodes reach, with CURVE; by default there are none.
+        address: IP address that engines on other nodes reach; by default there are none.
     """
     return subprocess.Popen(
         [
             sys.executable, "-m", "ipyparallel.controller",
             f"--profile-dir={folder.profile}",
             "--cluster-id=hpcnb",
-            *([f"--ip={address}", f"--location={address}", "--IPController.enable_curve=True"] if address else []),
+            *([f"--ip={address}", f"--location={address}"] if address else []),
+            # also on loopback, where every user of the machine could otherwise subscribe to what engines print
+            "--IPController.enable_curve=True",
             # schedulers as threads: 2 processes instead of 9
             "--IPController.use_threads=True",
             # a registration completes on a heartbeat: 3 s by default, and every engine is asked so often
