@@ -209,7 +209,7 @@ def agent_environment(spec: AgentSpec) -> dict[str, str]:
         "THP_MEM_ALLOC_ENABLE": "1",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        **({"GLOO_SOCKET_IFNAME": "lo"} if spec.is_local else {}),
+        **({"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if spec.is_local else {}),
         **spec.environment,
     }
 

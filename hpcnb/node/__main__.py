@@ -30,6 +30,9 @@ def main() -> None:
             f"hpcnb {__version__} on Python {python} ({sys.executable})"
         )
     template = None if spec.is_head else _fork_template(spec, folder)
+    os.umask(
+        0o077
+    )  # logs, sockets and output are this user's alone; ranks, forked from the template, keep the person's
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
     )

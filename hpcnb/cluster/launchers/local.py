@@ -142,7 +142,7 @@ def process_environment(spec: AgentSpec) -> dict[str, str]:
 def launch(spec: AgentSpec, folder: RunFolder, *, python: str | None = None) -> AgentProcess:
     """Start the agent; returns at once."""
     reap()
-    with folder.agent_log.open("ab") as log:
+    with os.fdopen(os.open(folder.agent_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
         process = subprocess.Popen(
             agent_command(folder, python),
             stdin=subprocess.DEVNULL,

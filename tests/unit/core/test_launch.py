@@ -44,7 +44,7 @@ def test_the_environment_of_ranks(spec):
     environment = agent_environment(spec)
     assert environment["MKL_NUM_THREADS"] == "2"
     assert environment["OMP_NUM_THREADS"] == "7"  # the user's word is the last
-    assert environment["GLOO_SOCKET_IFNAME"] == "lo"
+    assert environment["GLOO_SOCKET_IFNAME"] == environment["NCCL_SOCKET_IFNAME"] == "lo"
     assert environment["A"] == "1"
 
 
