@@ -1,4 +1,4 @@
-"""JupyterLab on loopback with folders of its own, and headless Chromium that reaches nothing else."""
+"""JupyterLab on loopback with folders of its own."""
 
 from __future__ import annotations
 
@@ -13,22 +13,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-import uuid
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
 import pytest
 
-CHROMIUM = "/usr/bin/chromium"
-#: One step of a page; the machine may be shared.
-STEP_S = 45
-SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
-_ARGUMENTS = [
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--hide-scrollbars",
-]  # fmt: skip
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+from tests.pages import CHROMIUM, STEP_S, Chromium, NotebookPage
 
 
 def pytest_collection_modifyitems(items):
@@ -145,100 +136,13 @@ def lab(tmp_path_factory):
         shutil.rmtree(server.folder, ignore_errors=True)
 
 
-class NotebookPage:
-    """A notebook in a browser page: what a person sees and clicks."""
-
-    def __init__(self, lab, page):
-        self.lab = lab
-        self.page = page
-
-    def open(self, *sources):
-        import nbformat
-
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        self.path = self.lab.root / f"{uuid.uuid4().hex[:8]}.ipynb"
-        nbformat.write(notebook, self.path)
-        # ?reset: not the layout of an earlier page
-        self.page.goto(f"{self.lab.url}/lab/tree/{self.path.name}?reset&token={self.lab.token}")
-        self.page.wait_for_selector(".jp-Notebook .jp-CodeCell")
-        # the toolbar says idle before there is a kernel; the status bar does not
-        self.page.wait_for_function(
-            "() => / \\| Idle/.test(document.querySelector('#jp-main-statusbar')?.innerText || '')"
-        )
-
-    def cell(self, index):
-        return self.page.locator(".jp-Notebook .jp-CodeCell").nth(index)
-
-    def output(self, index):
-        return self.cell(index).locator(".jp-Cell-outputArea")
-
-    def run(self, index, *, wait=True):
-        self.cell(index).locator(".cm-content").click()
-        self.page.keyboard.press("Control+Enter")
-        if wait:
-            self.wait_until_run(index)
-
-    def menu(self, name, entry):
-        self.page.get_by_role("menuitem", name=name, exact=True).click()
-        self.page.locator(".lm-Menu").get_by_text(entry, exact=True).click()
-
-    def run_all(self):
-        self.menu("Run", "Run All Cells")
-        for index in range(self.page.locator(".jp-Notebook .jp-CodeCell").count()):
-            self.wait_until_run(index)
-
-    def wait_until_run(self, index):
-        self.page.wait_for_function(
-            "index => /\\[\\d+\\]/.test(document.querySelectorAll('.jp-Notebook .jp-CodeCell')[index]"
-            ".querySelector('.jp-InputPrompt').textContent)",
-            arg=index,
-        )
-
-    def save(self):
-        """Save, and read what was saved."""
-        import nbformat
-
-        with self.page.expect_response(lambda answer: answer.request.method == "PUT" and self.path.name in answer.url):
-            self.menu("File", "Save Notebook")
-        return nbformat.read(self.path, as_version=4)
-
-    def screenshot(self, name):
-        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=SCREENSHOTS / f"{name}.png")
-
-
 @pytest.fixture
 def notebook(lab, request):
-    # One browser a test: playwright's loop runs in this thread while it is open, and other tests bring their own.
-    from playwright.sync_api import expect, sync_playwright
-
-    expect.set_options(timeout=STEP_S * 1000)
-    outside = []
-
-    def is_inside(url):
-        parts = urlsplit(url)
-        return parts.scheme in ("data", "blob", "about") or parts.hostname in _LOOPBACK
-
-    def route(request):
-        if is_inside(request.request.url):
-            request.continue_()
-        else:
-            outside.append(request.request.url)
-            request.abort()
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=_ARGUMENTS)
-        try:
-            context = browser.new_context(viewport={"width": 1280, "height": 1000})
-            context.set_default_timeout(STEP_S * 1000)
-            context.route("**/*", route)
-            page = context.new_page()
-            page.on("websocket", lambda socket: None if is_inside(socket.url) else outside.append(socket.url))
-            opened = NotebookPage(lab, page)
+    try:
+        with Chromium() as browser:
+            opened = NotebookPage(lab, browser.page())
             yield opened
             opened.screenshot(f"end-of-{request.node.name}")  # what a failed test was looking at
-        finally:
-            browser.close()
-            lab.end_kernels()
-    assert not outside, f"the page asked the internet for {outside}"
+    finally:
+        lab.end_kernels()
+    assert not browser.outside, f"the page asked the internet for {browser.outside}"
