@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ipyparallel.engine.app as ipp_engine
+import zmq
 from ipykernel.iostream import OutStream
 from ipyparallel.engine.kernel import IPythonParallelKernel
 from traitlets import Bool, Instance, Type
@@ -25,6 +26,7 @@ __all__ = ["Engine"]
 
 #: zmq sends from a thread of its own, which ends with the process: what was sent has left after so long.
 _SENT_S = 0.05
+_HANDSHAKE_MS = 3000
 
 
 class _PythonStream(OutStream):
@@ -78,6 +80,8 @@ class Engine(ipp_engine.IPEngine):
     when_registered: Callable[[], None]
 
     async def register(self) -> None:
+        # an encrypted connection whose handshake stalls, as seen on busy machines, is made anew after 30 s by default
+        self.context.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)  # of sockets that are made from now on
         if self.is_replacement:
             # the controller still has the engine that died; on the same socket, so that it is heard first
             send = self.session.send
@@ -99,5 +103,6 @@ class Engine(ipp_engine.IPEngine):
         ipp_engine.Kernel = _Kernel  # the class is no option of the engine
         _Kernel.boundary = self.boundary
         await super().complete_registration(*args)
+        self.context.sockopts.pop(zmq.HANDSHAKE_IVL, None)  # the person's own sockets are as ever
         self.kernel.streams = sys.stdout, sys.stderr
         self.when_registered()

@@ -57,4 +57,6 @@ class Kernel:
             elif kind == "status" and content["execution_state"] == "idle":
                 break
         connection.close()
+        while await connection.read_message() is not None:
+            pass  # until the server has closed it too
         return "".join(said)
