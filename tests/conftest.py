@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+# a shell that runs tests in the background has Ctrl-C ignored, which tests press
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: What a test leaves is given so long to go away by itself (processes being reaped).
 _SETTLE_S = 5.0
