@@ -199,7 +199,7 @@ def explained(error: LaunchError, plan: Plan, nodes: Nodes | None, node: Node | 
     where, log = _first_log(checks, failed)
     if not log and nodes is None and node is not None:
         where, log = "the agent", list(node.agent.log_lines())
-    if log and log[-1] not in str(error):
+    if any(line.strip() not in str(error) for line in log):
         lines += [f"  last lines of the log of {where}:", *(f"    {line}" for line in log[-_MOST_LINES:])]
     return type(error)("\n".join(lines))
 
