@@ -47,9 +47,10 @@ def peer(hosts: Hosts) -> ipp.Cluster:
     config = Config()
     options = ["-F", str(hosts.ssh_config)]
     for name in ("SSHLauncher", "SSHEngineLauncher", "SSHEngineSetLauncher"):
-        config[name].ssh_args = ["-tt", *options]
+        config[name].ssh_args = options
         config[name].scp_args = options
         config[name].remote_python = sys.executable
+        config[name].remote_profile_dir = str(hosts.ssh_config.parent / "profile")  # not the one here: files are sent
     config.SSHEngineSetLauncher.engines = dict.fromkeys(hosts.names, NUM_RANKS // len(hosts.names))
     return ipp.Cluster(engines="ssh", n=NUM_RANKS, controller_ip=HEAD_IP, delay=0, log_level=40, config=config)
 

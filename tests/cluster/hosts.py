@@ -40,6 +40,7 @@ PidFile {folder}/sshd.pid
 SetEnv PATH={path} TMPDIR={folder}/tmp PYTHONPATH={python_path}
 MaxStartups 100
 MaxSessions 100
+Subsystem sftp internal-sftp
 """
 _INIT = """set -e
 hostname {name}
