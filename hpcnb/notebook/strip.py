@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 __all__ = ["as_html", "as_text"]
 
-_MOST_BARS = 16
 #: A segment of at least this share has room for its name.
 _ROOM = 0.12
 #: Less is not drawn.
@@ -38,7 +37,7 @@ def as_html(result: CellResult) -> str:
     from hpcnb.timing.breakdown import totals
 
     of_ranks = totals(cell)
-    slow, fast = strip.few(of_ranks, most=_MOST_BARS)
+    slow, fast = strip.few_of(cell)
     longest_ms = max((sum(of_ranks[rank].values()) for rank in slow + fast), default=0.0)
     rows = [_row(rank, of_ranks[rank], longest_ms) for rank in (*slow, *fast)]
     if fast:

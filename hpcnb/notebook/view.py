@@ -87,9 +87,9 @@ class NotebookView:
         """Draw the cell as it stays."""
         bars = [markup.bar_text(bar) for bar in run.bars.values()]
         notes = _footer(result)
-        below, below_html = (strip.as_text(result), strip.as_html(result)) if self._show_time else ([], "")
-        if result.items or bars or notes or below or self._shown:
-            with _collector_off():
+        with _collector_off():
+            below, below_html = (strip.as_text(result), strip.as_html(result)) if self._show_time else ([], "")
+            if result.items or bars or notes or below or self._shown:
                 self._draw(result.items, result, bars, notes, below, below_html)
         for output in result.displays:
             if not markup.embeddable(output) and output.bundle.keys() - {"text/plain"}:

@@ -7,15 +7,14 @@ times tile its part of the cell. Before and after it are dispatch and idle; what
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
-from hpcnb.core.spans import CATEGORY_NAMES, SPAN_FIELDS, Category, Kind
+from hpcnb.core.spans import CATEGORY_NAMES, Category, Kind
 from hpcnb.timing.exposed import Exposed, exposed
 from hpcnb.timing.timeline import CellTimeline, RankCell, Spans, Timeline
 
@@ -25,19 +24,20 @@ if TYPE_CHECKING:
 __all__ = ["Account", "accounts", "breakdown", "rows", "sums", "totals"]
 
 Floats = npt.NDArray[np.float64]
+_Ns = TypeVar("_Ns", int, npt.NDArray[np.int64])
 
 _NUM_CATEGORIES = len(CATEGORY_NAMES)
-_ALWAYS = frozenset(
-    (
+_IS_ALWAYS = tuple(
+    category
+    in (
         Category.COMPUTATION,
         Category.COMMUNICATION_WAIT,
         Category.COMMUNICATION_TRANSFER,
         Category.IDLE,
         Category.DISPATCH,
     )
+    for category in Category
 )
-_FIELD = {name: position for position, (name, _) in enumerate(SPAN_FIELDS)}
-_KIND, _START, _END, _CHILD = (_FIELD[name] for name in ("kind", "start_ns", "end_ns", "child_ns"))
 #: Category of a record's exclusive time by its kind; USER has its own, communication and unknown kinds none.
 _CATEGORY_OF_KIND = np.full(256, _NUM_CATEGORIES)
 _CATEGORY_OF_KIND[[Kind.CELL, Kind.STEP, Kind.DATA]] = (
@@ -90,12 +90,8 @@ def totals(cell: CellTimeline) -> dict[int, dict[str, float]]:
     """
     known = _totals.get(cell)
     if known is None:
-        plain: dict[int, dict[str, float]] = {}
-        if all(len(rank.spans) <= 1 for rank in cell.ranks):
-            plain = dict(_plain_totals(cell))
-        if len(plain) == len(cell.ranks):
-            known = plain
-        else:
+        known = _plain_totals(cell)
+        if known is None:
             known = {account.rank: _named(account.duration_ns.sum(axis=0).tolist()) for account in accounts(cell)}
         _totals[cell] = known  # a strip asks four times
     return known
@@ -152,24 +148,29 @@ def breakdown(timeline: Timeline) -> pd.DataFrame:
     return pd.DataFrame(rows(timeline))
 
 
-def _plain_totals(cell: CellTimeline) -> Iterator[tuple[int, dict[str, float]]]:
-    """Totals of the ranks whose only record is the cell itself: what an empty cell costs matters."""
-    for rank in cell.ranks:
-        start_ns, end_ns = cell.extent(rank)
-        inside_ns = 0
-        if len(rank.spans):
-            record = rank.spans.item(0)
-            if record[_KIND] != Kind.CELL:
-                return
-            inside_ns = min(max(0, record[_END] - record[_START] - record[_CHILD]), end_ns - start_ns)
-        durations_ns = [0.0] * _NUM_CATEGORIES
-        durations_ns[Category.COMPUTATION] = inside_ns
-        durations_ns[Category.OTHER] = end_ns - start_ns - inside_ns
-        durations_ns[Category.IDLE], durations_ns[Category.DISPATCH] = _edges(cell, start_ns, end_ns)
-        yield rank.rank, _named(durations_ns)
+def _plain_totals(cell: CellTimeline) -> dict[int, dict[str, float]] | None:
+    """Totals of ranks whose only record is the cell itself, else None: what empty cells of many ranks cost matters."""
+    records = [rank.spans for rank in cell.ranks if len(rank.spans)]
+    if not cell.ranks or max(map(len, records), default=0) > 1:
+        return None
+    start_ns, end_ns = np.array([cell.extent(rank) for rank in cell.ranks]).T
+    inside_ns = np.zeros(len(cell.ranks), np.int64)
+    if records:
+        spans = np.concatenate(records)
+        if (spans["kind"] != Kind.CELL).any():
+            return None
+        inside_ns[[len(rank.spans) > 0 for rank in cell.ranks]] = (
+            spans["end_ns"] - spans["start_ns"] - spans["child_ns"]
+        )
+        inside_ns = inside_ns.clip(0, end_ns - start_ns)
+    table = np.zeros((len(cell.ranks), _NUM_CATEGORIES))
+    table[:, Category.COMPUTATION] = inside_ns
+    table[:, Category.OTHER] = end_ns - start_ns - inside_ns
+    table[:, Category.IDLE], table[:, Category.DISPATCH] = _edges(cell, start_ns, end_ns)
+    return {rank.rank: _named(row) for rank, row in zip(cell.ranks, table.tolist(), strict=True)}
 
 
-def _edges(cell: CellTimeline, start_ns: int, end_ns: int) -> tuple[int, int]:
+def _edges(cell: CellTimeline, start_ns: _Ns, end_ns: _Ns) -> tuple[_Ns, _Ns]:
     """Idle until the last rank has ended, and dispatch before the rank's part and after the last one's."""
     return cell.last_ns - end_ns, (start_ns - cell.submitted_ns) + max(0, cell.done_ns - cell.last_ns)
 
@@ -177,8 +178,8 @@ def _edges(cell: CellTimeline, start_ns: int, end_ns: int) -> tuple[int, int]:
 def _named(durations_ns: list[float]) -> dict[str, float]:
     return {
         name: duration_ns / 1e6
-        for category, (name, duration_ns) in enumerate(zip(CATEGORY_NAMES, durations_ns, strict=True))
-        if duration_ns > 0 or category in _ALWAYS
+        for name, is_always, duration_ns in zip(CATEGORY_NAMES, _IS_ALWAYS, durations_ns, strict=True)
+        if is_always or duration_ns > 0
     }
 
 

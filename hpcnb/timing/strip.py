@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import PurePath
+from weakref import WeakKeyDictionary
 
 from hpcnb.core import units
 from hpcnb.core.ranks import RankSet
@@ -16,7 +17,20 @@ from hpcnb.timing import stragglers
 from hpcnb.timing.breakdown import sums, totals
 from hpcnb.timing.timeline import CellTimeline, Timeline
 
-__all__ = ["GLYPHS", "LABELS", "ORDER", "bar", "bars", "few", "place", "shares", "summary", "text_bars", "words"]
+__all__ = [
+    "GLYPHS",
+    "LABELS",
+    "ORDER",
+    "bar",
+    "bars",
+    "few",
+    "few_of",
+    "place",
+    "shares",
+    "summary",
+    "text_bars",
+    "words",
+]
 
 #: What people read for a category.
 LABELS: Mapping[str, str] = {
@@ -53,11 +67,21 @@ _NEARLY_ALL = 0.95
 _NOT_BUSY = ("communication_wait", "idle", "dispatch")
 
 
+_words: WeakKeyDictionary[CellTimeline, str] = WeakKeyDictionary()
+_few: WeakKeyDictionary[CellTimeline, tuple[list[int], list[int]]] = WeakKeyDictionary()
+
+
 def words(cell: CellTimeline) -> str:
-    """Where the time of the cell went, in one line.
+    """Where the time of the cell went, in one line; kept as long as the cell is.
 
     ``4 ranks · 15.8 s · computation 71 % · wait 14 %     rank 1 is waited for: 1.9 s in all_reduce (line 6)``
     """
+    if cell not in _words:
+        _words[cell] = _in_words(cell)
+    return _words[cell]
+
+
+def _in_words(cell: CellTimeline) -> str:
     of_ranks = totals(cell)
     parts = [shares(of_ranks, wall_ms=cell.wall_ms), *_lost(sum(rank.spans_lost for rank in cell.ranks))]
     blame = _blame(cell, of_ranks)
@@ -76,8 +100,11 @@ def shares(durations_ms: Mapping[int, Mapping[str, float]], *, wall_ms: float) -
     """``4 ranks · 15.8 s · computation 71 % · wait 14 %``: averages over the ranks."""
     parts = [units.count(len(durations_ms), "rank"), units.duration(wall_ms)]
     whole_ms = wall_ms * len(durations_ms)
-    for name in ORDER:
-        spent_ms = sum(of_rank.get(name, 0.0) for of_rank in durations_ms.values())
+    spent: dict[str, float] = dict.fromkeys(ORDER, 0.0)
+    for of_rank in durations_ms.values():
+        for name, ms in of_rank.items():
+            spent[name] += ms
+    for name, spent_ms in spent.items():
         if spent_ms > 0 and spent_ms >= _LEAST_SHARE * whole_ms:
             parts.append(f"{LABELS[name]} {units.percent(spent_ms / whole_ms)}")
     return " · ".join(parts)
@@ -88,12 +115,25 @@ def bars(cell: CellTimeline, width: int = 40) -> list[str]:
 
     Of more than 16 ranks, the 8 busiest and the 8 least busy.
     """
-    return text_bars(totals(cell), width=width)
+    return _bars(totals(cell), few_of(cell), width)
+
+
+def few_of(cell: CellTimeline) -> tuple[list[int], list[int]]:
+    """:func:`few` ranks of a cell, as many as have bars; kept as long as the cell is."""
+    if cell not in _few:
+        _few[cell] = few(totals(cell), most=_MOST_BARS)
+    return _few[cell]
 
 
 def text_bars(durations_ms: Mapping[int, Mapping[str, float]], *, width: int = 40) -> list[str]:
     """The rows of :func:`bars` for rank -> category -> duration_ms."""
-    slow, fast = few(durations_ms, most=_MOST_BARS)
+    return _bars(durations_ms, few(durations_ms, most=_MOST_BARS), width)
+
+
+def _bars(
+    durations_ms: Mapping[int, Mapping[str, float]], shown_ranks: tuple[list[int], list[int]], width: int
+) -> list[str]:
+    slow, fast = shown_ranks
     longest_ms = max((sum(durations_ms[rank].values()) for rank in slow + fast), default=0.0)
     digits = len(str(max(slow + fast, default=0)))
     rows = {rank: bar(durations_ms[rank], width=width, longest_ms=longest_ms) for rank in (*slow, *fast)}

@@ -91,6 +91,8 @@ class RankCell:
 
     def of_cell(self, cell: int) -> RankCell:
         """The same with the records of that cell only."""
+        if len(self.spans) == 1 and self.spans["cell"][0] == cell:
+            return self
         mine = self.spans["cell"] == cell
         return self if mine.all() else replace(self, spans=self.spans[mine])
 
