@@ -358,10 +358,11 @@ class RunFolder:
         """Connection file of our own ipyparallel controller for ``client`` or ``engine``."""
         return self.profile / "security" / f"ipcontroller-hpcnb-{side}.json"
 
-    @property
-    def has_controller(self) -> bool:
-        """Whether the controller has written what engines read; it makes the file first, and fills it then."""
+    def of_controller(self) -> bytes:
+        """What engines read of the controller; b"" until it is whole: the file is made first, and filled then."""
         try:
-            return self.connection_file("engine").stat().st_size > 0
-        except FileNotFoundError:
-            return False
+            content = self.connection_file("engine").read_bytes()
+            json.loads(content)
+        except (FileNotFoundError, ValueError):
+            return b""
+        return content

@@ -177,7 +177,7 @@ class Agent:
     def _check_controller(self) -> None:
         if self._controller is None or not self._controller_started_ns or self._front is None:
             return
-        if self._folder.has_controller:
+        if self._folder.of_controller():
             self._front.tell(m.Stage("controller", self._controller_started_ns, time.perf_counter_ns()))
             self._controller_started_ns = 0
         elif self._controller.poll() is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import socket
 import time
@@ -57,6 +56,7 @@ class Head(Branches):
         self._store = store.start(listener)
         self._members = Members(spec.ranks_of_nodes)
         self._joining: dict[bytes, m.Join] = {}  # until there is what they need
+        self._of_controller = b""  # which is one of these
         lock = Lock(spec.server_public, spec.server_secret, spec.nodes_public)
         super().__init__(
             LinkServer(f"tcp://{spec.address}:*", lock, refusals, hellos=(m.Join, m.NodeHello)),
@@ -73,7 +73,9 @@ class Head(Branches):
     def turn(self, now_s: float) -> None:
         """See Side."""
         super().turn(now_s)
-        if self._joining and self._of_controller():
+        if self._joining and not self._of_controller:
+            self._of_controller = self._folder.of_controller()
+        if self._of_controller:
             for client, join in list(self._joining.items()):
                 self._assign(client, join)
         for member in self._members.overdue(now_s):
@@ -133,16 +135,7 @@ class Head(Branches):
             is_relay=not is_late and bool(self._spec.tree.children(join.node)),
         )  # fmt: skip
         file = self._folder.connection_file("engine").relative_to(self._folder.path)
-        self._server.send(client, m.Assignment(dataclasses.asdict(spec), {str(file): self._of_controller()}))
-
-    def _of_controller(self) -> bytes:
-        """The file by which engines find the controller; b"" before it is there, or while it is being written."""
-        try:
-            content = self._folder.connection_file("engine").read_bytes()
-            json.loads(content)
-        except (FileNotFoundError, ValueError):
-            return b""
-        return content
+        self._server.send(client, m.Assignment(dataclasses.asdict(spec), {str(file): self._of_controller}))
 
     def _is_known(self, node: int) -> bool:
         """Whether it had an agent before."""

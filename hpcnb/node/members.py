@@ -57,6 +57,7 @@ class Members:
 
     def __init__(self, ranks: Iterable[RankSet]) -> None:
         self._members = [Member(node, theirs) for node, theirs in enumerate(ranks)]
+        self._orphans: set[int] = set()  # looked through at every turn, however many nodes there are
         self._pids: dict[int, int] = {}  # of ranks that live; a rank may move to another node
         self._ended: set[tuple[int, int]] = set()
 
@@ -98,6 +99,7 @@ class Members:
         orphans = [each for each in self._members if each.via == via and each.node != via]
         for each in orphans:
             each.via, each.until_s = NOBODY, now_s + ADOPT_S
+        self._orphans.update(each.node for each in orphans)
         return orphans
 
     def come(self, nodes: Iterable[int], via: int) -> list[Member]:
@@ -105,15 +107,18 @@ class Members:
         found = [self._members[node] for node in nodes if node in self and self._members[node].is_here]
         for each in found:
             each.via, each.until_s = via, None
+        self._orphans.difference_update(each.node for each in found)
         return found
 
     def lose(self, node: int) -> dict[int, int]:
         """A node does not belong to the cluster any more; returns the processes of its ranks."""
         member = self._members[node]
         member.via, member.until_s = NOBODY, None
+        self._orphans.discard(node)
         self._ended = {each for each in self._ended if each[0] not in member.ranks}  # numbers begin anew there
         return {rank: self._pids.pop(rank) for rank in member.ranks if rank in self._pids}
 
     def overdue(self, now_s: float) -> list[Member]:
         """Orphans that have not come in time."""
-        return [each for each in self._members if each.until_s is not None and now_s >= each.until_s]
+        orphans = (self._members[node] for node in sorted(self._orphans))
+        return [each for each in orphans if each.until_s is not None and now_s >= each.until_s]

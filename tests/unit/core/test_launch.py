@@ -100,12 +100,12 @@ def test_names_of_files(root):
 def test_a_connection_file_that_is_still_empty_is_none_yet(tmp_path):
     folder = RunFolder.create("name", root=tmp_path / "root")
     path = folder.connection_file("engine")
-    assert not folder.has_controller
+    assert not folder.of_controller()
     path.parent.mkdir(parents=True)
     path.touch()  # the controller makes it before it writes
-    assert not folder.has_controller
+    assert not folder.of_controller()
     path.write_text("{}")
-    assert folder.has_controller
+    assert folder.of_controller() == b"{}"
 
 
 def test_a_spec_of_another_size(spec, tmp_path):
