@@ -171,10 +171,8 @@ class Branches(ABC):
                 continue  # counted
             try:
                 self._hear(client, message)
-            except Exception as error:  # a bug of ours must not end everybody's cluster
-                kind = f"its {type(message).__name__} could not be taken"
-                if self._refusals.note("the agent of a node", kind, repr(error)):
-                    LOG.exception("%s", kind)
+            except Exception as error:
+                self._refusals.failed("the agent of a node", message, error)
         for merge in list(self._cells.values()):
             self._say(merge.tick(now_s))
         if now_s >= self._looked_due_s:

@@ -6,7 +6,6 @@ and it decides about cells that no notebook listens to. Whose ranks they are it 
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable
@@ -33,7 +32,6 @@ from hpcnb.node.unattended import Unattended
 
 __all__ = ["Front"]
 
-LOG = logging.getLogger(__name__)
 #: Numbers of cells have 31 bits in records of the span ring.
 _MOST_CELLS = 1 << 31
 
@@ -108,10 +106,7 @@ class Front:
             try:
                 self._hear(client, message)
             except Exception as error:
-                # a bug of ours, met by values that nobody sends: one message must not end everybody's cluster
-                kind = f"its {type(message).__name__} could not be carried out"
-                if self._refusals.note("a notebook", kind, repr(error)):
-                    LOG.exception("%s", kind)
+                kind = self._refusals.failed("a notebook", message, error)
                 cell = getattr(message, "cell", 0)
                 if cell not in self._busy.values():
                     self._refuse(client, type(message), cell, f"{kind}: {error!r}")

@@ -268,10 +268,8 @@ class RankHost:
         for message in messages:
             try:
                 self._rank_said(process, message)
-            except Exception as error:  # a bug of ours must not end everybody's cluster
-                kind = f"its {type(message).__name__} could not be taken"
-                if self._refusals.note(peer, kind, repr(error)):
-                    LOG.exception("%s: %s", peer, kind)
+            except Exception as error:
+                self._refusals.failed(peer, message, error)
 
     def _rank_said(self, process: RankProcess, message: m.Message) -> None:
         if isinstance(message, m.RankReady):

@@ -54,6 +54,16 @@ class Refusals:
         self._due_s = min(self._due_s, self._clock() + _PERIOD_S)
         return is_first
 
+    def failed(self, peer: str, message: object, error: Exception) -> str:
+        """A bug of ours, met while ``error`` is handled by a message that nobody sends; returns what it was, in words.
+
+        One message must not end everybody's cluster, so whoever met it goes on.
+        """
+        kind = f"its {type(message).__name__} could not be carried out"
+        if self.note(peer, kind, repr(error)):
+            self._log.exception("%s: %s", peer, kind)
+        return kind
+
     def tick(self) -> None:
         """Say how often, where there were more and it is time."""
         if self._clock() >= self._due_s:
