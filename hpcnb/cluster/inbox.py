@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 from hpcnb.core import messages as m
 from hpcnb.core import watch
+from hpcnb.core.errors import CellInterrupted, ClusterStateError, LinkError
 
-__all__ = ["Arrived", "Inbox", "drive", "drive_async"]
+__all__ = ["Arrived", "Inbox", "drive", "drive_async", "raise_if_over"]
 
 _T = TypeVar("_T")
 
@@ -80,6 +81,28 @@ class _Next:
 
     def __await__(self) -> Generator[_Next, Arrived, Arrived]:
         return (yield self)
+
+
+def raise_if_over(message: Arrived, interrupted: str) -> None:
+    """Raise what ends a wait for ranks or nodes, if this does.
+
+    Args:
+        message: What has arrived.
+        interrupted: What it means that Ctrl-C was pressed, in words.
+
+    Raises:
+        CellInterrupted: Ctrl-C was pressed.
+        ClusterStateError: This notebook lets go of the cluster.
+        LinkError: The cluster ended.
+    """
+    if isinstance(message, watch.InterruptAsked):
+        raise CellInterrupted(interrupted)
+    if isinstance(message, watch.LetGo):
+        msg = "this notebook let go of the cluster"
+        raise ClusterStateError(msg)
+    if isinstance(message, m.Farewell):
+        msg = f"the cluster ended: {message.reason}"
+        raise LinkError(msg)
 
 
 def drive(steps: Coroutine[Any, Any, _T]) -> _T:

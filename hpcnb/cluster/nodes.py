@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hpcnb.cluster.inbox import Inbox
+from hpcnb.cluster.inbox import Inbox, raise_if_over
 from hpcnb.cluster.launchers.nodes import NodeLauncher, Problem
-from hpcnb.core import lifecycle, watch
+from hpcnb.core import lifecycle
 from hpcnb.core import messages as m
-from hpcnb.core.errors import CellInterrupted, ClusterStateError, LaunchError, LinkError
+from hpcnb.core.errors import LaunchError
 from hpcnb.core.launch import AgentSpec, RunFolder, Ticket
 from hpcnb.core.ranks import RankSet
 
@@ -114,15 +115,16 @@ class Nodes:
         """Whether a scheduler has yet to begin."""
         return self._launcher is not None and self._launcher.is_queued
 
-    def started(self) -> None:
-        """All that were launched have joined."""
-        if self._launcher is not None:
-            self._launcher.started()
-
-    def cancel(self) -> None:
-        """Give up what has not joined."""
-        if self._launcher is not None:
-            self._launcher.cancel()
+    @contextlib.contextmanager
+    def launching(self) -> Iterator[None]:
+        """While nodes are waited for: those that were launched have joined at its end, or are given up."""
+        try:
+            yield
+            if self._launcher is not None:
+                self._launcher.started()
+        finally:
+            if self._launcher is not None:
+                self._launcher.cancel()
 
     def ended(self) -> None:
         """The cluster has ended."""
@@ -143,18 +145,9 @@ class Nodes:
             return
         until_s = time.monotonic() + timeout_s
         self.launch(missing)
-        try:
+        with self.launching():
             while not self._here.issuperset(missing):
-                message = await inbox.next(_LOOK_S)
-                if isinstance(message, watch.InterruptAsked):
-                    msg = "it was interrupted before the node was back"
-                    raise CellInterrupted(msg)
-                if isinstance(message, watch.LetGo):
-                    msg = "this notebook let go of the cluster"
-                    raise ClusterStateError(msg)
-                if isinstance(message, m.Farewell):
-                    msg = f"the cluster ended: {message.reason}"
-                    raise LinkError(msg)
+                raise_if_over(await inbox.next(_LOOK_S), "it was interrupted before the node was back")
                 if (problem := self.look()) is not None:
                     raise LaunchError("\n    ".join([problem.reason, *problem.lines]))
                 if self.is_queued:
@@ -162,6 +155,3 @@ class Nodes:
                 if time.monotonic() > until_s:
                     msg = f"not within {timeout_s:.0f} s: {self.missing()};  %hpc doctor  checks what is wrong"
                     raise LaunchError(msg)
-            self.started()
-        finally:
-            self.cancel()

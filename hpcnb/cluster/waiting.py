@@ -11,7 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from hpcnb.cluster import asking
-from hpcnb.cluster.inbox import Arrived, Inbox
+from hpcnb.cluster.inbox import Arrived, Inbox, raise_if_over
 from hpcnb.core import lifecycle, watch
 from hpcnb.core import messages as m
 from hpcnb.core.errors import CellInterrupted, ClusterStateError, LaunchError, LinkError, VersionMismatch
@@ -121,44 +121,34 @@ def await_ready(
         VersionMismatch: Ranks run another version of hpcnb or Python.
     """
     deadline_s = time.monotonic() + timeout_s
-    try:
-        state = _await_ready(node, inbox, state, deadline_s, timeout_s, on_stage, nodes)
-        if nodes is not None:
-            nodes.started()
-    finally:
-        if nodes is not None:
-            nodes.cancel()
+    with nodes.launching() if nodes is not None else contextlib.nullcontext():
+        while state.phase == "starting":
+            message = inbox.take(_TICK_S)
+            events = [] if message is None else _lifecycle_events(message)
+            if nodes is not None:
+                events += nodes.step(message)
+                if nodes.is_queued:  # as long as the scheduler likes
+                    deadline_s = time.monotonic() + timeout_s
+            if message is None:
+                if (status := node.agent.ended()) is not None:
+                    words = f"the node agent ended with status {status}"
+                    events = [lifecycle.AgentEnded(words, node.agent.log_lines())]
+                elif time.monotonic() > deadline_s:
+                    events = [lifecycle.Deadline(timeout_s, nodes.missing() if nodes is not None else "")]
+            for event in events:
+                state = _advanced(state, event, on_stage)
     return state
 
 
-def _await_ready(
-    node: Node,
-    inbox: Inbox,
-    state: lifecycle.Lifecycle,
-    deadline_s: float,
-    timeout_s: float,
-    on_stage: Callable[[str], None],
-    nodes: Nodes | None,
+def _advanced(
+    state: lifecycle.Lifecycle, event: lifecycle.Event, on_stage: Callable[[str], None]
 ) -> lifecycle.Lifecycle:
-    while state.phase == "starting":
-        message = inbox.take(_TICK_S)
-        events = [] if message is None else _lifecycle_events(message)
-        if nodes is not None:
-            events += nodes.step(message)
-            if nodes.is_queued:  # as long as the scheduler likes
-                deadline_s = time.monotonic() + timeout_s
-        if message is None:
-            if (status := node.agent.ended()) is not None:
-                events = [lifecycle.AgentEnded(f"the node agent ended with status {status}", node.agent.log_lines())]
-            elif time.monotonic() > deadline_s:
-                events = [lifecycle.Deadline(timeout_s, nodes.missing() if nodes is not None else "")]
-        for event in events:
-            state, actions = lifecycle.advance(state, event)
-            for action in actions:
-                if isinstance(action, lifecycle.Tell):
-                    on_stage(action.words)
-                elif isinstance(action, lifecycle.Fail):
-                    _raise_failure(action, state.world_size)
+    state, actions = lifecycle.advance(state, event)
+    for action in actions:
+        if isinstance(action, lifecycle.Tell):
+            on_stage(action.words)
+        elif isinstance(action, lifecycle.Fail):
+            _raise_failure(action, state.world_size)
     return state
 
 
@@ -238,15 +228,8 @@ async def await_ranks(inbox: Inbox, ranks: RankSet, *, timeout_s: float) -> None
     missing = ranks
     while missing:
         message = await inbox.next(_TICK_S)
-        if isinstance(message, watch.InterruptAsked):
-            msg = f"it was interrupted before {missing.words()} {'was' if len(missing) == 1 else 'were'} ready"
-            raise CellInterrupted(msg)
-        if isinstance(message, watch.LetGo):
-            msg = "this notebook let go of the cluster"
-            raise ClusterStateError(msg)
-        if isinstance(message, m.Farewell):
-            msg = f"the cluster ended: {message.reason}"
-            raise LinkError(msg)
+        were = "was" if len(missing) == 1 else "were"
+        raise_if_over(message, f"it was interrupted before {missing.words()} {were} ready")
         if isinstance(message, m.RankReady):
             missing -= RankSet([message.rank])
         elif isinstance(message, m.RankExited) and message.rank in missing and not message.expected:
