@@ -39,6 +39,7 @@ from hpcnb.engine.hpc import Hpc
 from hpcnb.engine.interrupts import Interrupts
 from hpcnb.engine.ipp import Engine
 from hpcnb.engine.link import RankLink
+from hpcnb.engine.plain_source import recognize_plain_source
 from hpcnb.engine.prompter import Prompter
 from hpcnb.engine.recorder import Recorder
 from hpcnb.engine.streams import LinkStream
@@ -251,6 +252,7 @@ def _prepare_shell(shell: Any) -> None:
     shell.ask_exit = _exit_cell
     # `name?` is shown as output
     shell.set_hook("show_in_pager", page.as_hook(page.display_page), 90)
+    recognize_plain_source(shell)
     # tqdm.auto and others take this for a kernel whose widgets somebody shows; their text form is what works here
     shell.config.pop("IPKernelApp", None)
 

@@ -171,7 +171,7 @@ class Branches(ABC):
                 continue  # counted
             try:
                 self._hear(client, message)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - written down; one message must not end the cluster
                 self._refusals.failed("the agent of a node", message, error)
         for merge in list(self._cells.values()):
             self._say(merge.tick(now_s))

@@ -105,7 +105,7 @@ class Front:
                 continue
             try:
                 self._hear(client, message)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - written down; one message must not end the cluster
                 kind = self._refusals.failed("a notebook", message, error)
                 cell = getattr(message, "cell", 0)
                 if cell not in self._busy.values():

@@ -268,7 +268,7 @@ class RankHost:
         for message in messages:
             try:
                 self._rank_said(process, message)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - written down; one message must not end the cluster
                 self._refusals.failed(peer, message, error)
 
     def _rank_said(self, process: RankProcess, message: m.Message) -> None:
